@@ -1,0 +1,151 @@
+"""The runtime for asyncio.  It has no lock: no transition of the core contains an `await`."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import random
+import time
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from ._runtime import Job
+
+if TYPE_CHECKING:
+    from ._entry import Entry
+    from ._flows import Flows
+
+
+class AsyncWaiter:
+    """A client's task, waiting for a future of its own."""
+
+    __slots__ = ("__weakref__", "_future", "conn", "entry", "error", "ready", "since")
+
+    def __init__(self) -> None:
+        self.entry: Entry | None = None
+        self.conn: Any = None
+        self.error: BaseException | None = None
+        self.ready = False
+        self.since = 0.0
+        self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def wait(self, timeout: float | None) -> None:
+        """Suspend until woken or until `timeout` seconds are over."""
+        timer = None
+        if timeout is not None:
+            timer = self._future.get_loop().call_later(timeout, self.wake)
+        try:
+            await self._future
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def wake(self) -> None:
+        """Let the task go on; again is harmless."""
+        if not self._future.done():
+            self._future.set_result(None)
+
+
+class Asyncio:
+    """Workers are tasks, maintenance is a timer of the loop."""
+
+    waiter = AsyncWaiter
+    now = staticmethod(time.monotonic)
+    chance = staticmethod(random.random)
+
+    def __init__(self, workers: Callable[[], int]) -> None:
+        self.lock = nullcontext()
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self._openings = Lane(workers)
+        self._service = Lane(workers)
+        self._flows: Callable[[], Flows | None] = lambda: None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def unbounded_openings(self) -> None:
+        """Open as many connections at once as the core orders (null pools)."""
+        self._openings.width = lambda: inf
+
+    def spawn(self, key: object, job: Job, *, opening: bool) -> None:
+        """Have a task run `job`."""
+        (self._openings if opening else self._service).put(key, job)
+
+    def alarm(self, at: float) -> None:
+        """Have maintenance run at `at` or earlier."""
+        if self.loop is None:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(max(0.0, at - self.now()), _maintain, weakref.ref(self))
+
+    def maintain(self) -> None:
+        """Do what time makes necessary, and come back when there is more."""
+        flows = self._flows()
+        if flows is not None:
+            self.alarm(flows.maintain())
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call what the user gave us, and await what it returns."""
+        result = function(*args)
+        return await result if inspect.isawaitable(result) else result
+
+    def start(self, flows: Flows, name: str) -> None:
+        """Bind to the running loop and start the timer."""
+        self.loop = asyncio.get_running_loop()
+        self._openings.name = self._service.name = name
+        self._flows = weakref.ref(flows)
+        self.alarm(flows.core.due)
+
+    async def stop(self, timeout: float) -> bool:
+        """Cancel what is being opened and wait for the rest, up to `timeout` seconds."""
+        self._flows = lambda: None
+        if self._timer is not None:
+            self._timer.cancel()
+        self._openings.cancel()
+        tasks = {*self._openings.tasks, *self._service.tasks} - {asyncio.current_task()}
+        return not tasks or not (await asyncio.wait(tasks, timeout=timeout))[1]
+
+
+class Lane:
+    """Jobs in order of arrival, run by at most `width()` tasks at a time."""
+
+    def __init__(self, width: Callable[[], float]) -> None:
+        self.width = width
+        self.name = "pool"
+        self.tasks: set[asyncio.Task[None]] = set()
+        self._jobs: OrderedDict[object, Job] = OrderedDict()
+        self._started = 0
+
+    def put(self, key: object, job: Job) -> None:
+        """Queue a job; again for the same key, before it has begun, changes nothing."""
+        self._jobs[key] = job
+        self._fill()
+
+    def cancel(self) -> None:
+        """Cancel what runs and forget what has not begun."""
+        self._jobs.clear()
+        current = asyncio.current_task()
+        for task in self.tasks:
+            if task is not current:
+                task.cancel()
+
+    def _fill(self) -> None:
+        while self._jobs and len(self.tasks) < self.width():
+            _, job = self._jobs.popitem(last=False)
+            self._started += 1
+            task = asyncio.create_task(job(), name=f"{self.name}-worker-{self._started}")
+            self.tasks.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        self._fill()
+
+
+def _maintain(ref: weakref.ref[Asyncio]) -> None:
+    runtime = ref()
+    if runtime is not None:
+        runtime.maintain()

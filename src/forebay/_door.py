@@ -1,0 +1,230 @@
+"""What the doors of threads and asyncio have in common: parameters, attributes and stats."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from itertools import count
+from math import inf
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+from weakref import ref
+
+from ._core import Core, Phase
+from ._flows import Flows
+
+if TYPE_CHECKING:
+    from ._asyncio import Asyncio
+    from ._threads import Threads
+    from .drivers import Driver
+
+T = TypeVar("T")
+
+_number = count(1)
+
+
+class Delegated(Generic[T]):
+    """An attribute of a pool that lives in one of its parts, where it is read when used."""
+
+    def __init__(self, part: str, doc: str) -> None:
+        self._part = part
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, pool: None, owner: type) -> Delegated[T]: ...
+
+    @overload
+    def __get__(self, pool: object, owner: type) -> T: ...
+
+    def __get__(self, pool: object | None, owner: type) -> Any:
+        if pool is None:
+            return self
+        return getattr(getattr(pool, self._part), self._name)
+
+    def __set__(self, pool: object, value: T) -> None:
+        setattr(getattr(pool, self._part), self._name, value)
+
+
+class Door:
+    """One pool: its parts, and what needs no waiting."""
+
+    _runtime_class: ClassVar[type[Threads | Asyncio]]
+    _driver_class: ClassVar[type[Driver]]
+    _null: ClassVar[bool] = False
+
+    conninfo: Delegated[Any] = Delegated("_flows", "Connection string, or a callable giving it.")
+    kwargs: Delegated[Any] = Delegated("_flows", "Arguments of connect(), or a callable.")
+    connection_class: Delegated[Any] = Delegated("_flows", "The class whose connect() is used.")
+    max_waiting: Delegated[int] = Delegated("_core", "Clients that may wait; 0: no bound.")
+    max_lifetime: Delegated[float] = Delegated("_core", "Seconds a connection may live.")
+    max_idle: Delegated[float] = Delegated("_core", "Seconds until an unused one is closed.")
+    reconnect_timeout: Delegated[float] = Delegated("_core", "Seconds of attempts to connect.")
+    num_workers: Delegated[int] = Delegated("_core", "Bound on each lane of background work.")
+    min_size: Delegated[int] = Delegated("_core", "Connections the pool keeps.")
+
+    def __init__(
+        self,
+        conninfo: Any,
+        connection_class: Any,
+        kwargs: Any,
+        min_size: int,
+        max_size: int | None,
+        configure: Callable[..., Any] | None,
+        check: Callable[..., Any] | None,
+        reset: Callable[..., Any] | None,
+        name: str | None,
+        close_returns: bool,
+        timeout: float,
+        max_waiting: int,
+        max_lifetime: float,
+        max_idle: float,
+        reconnect_timeout: float,
+        reconnect_failed: Callable[..., Any] | None,
+        num_workers: int,
+        idle_order: str,
+    ) -> None:
+        if idle_order not in ("lifo", "fifo"):
+            raise ValueError(f"idle_order must be 'lifo' or 'fifo', not {idle_order!r}")
+        if num_workers < 1:
+            raise ValueError(f"num_workers must be at least 1, not {num_workers!r}")
+        most = self._bounds(min_size, max_size)
+        self.name = f"pool-{next(_number)}" if name is None else name
+        self.timeout = timeout
+        self.close_returns = close_returns
+        driver = self._driver_class()
+        self._core = Core(
+            driver.refusals(self.name),
+            min_size=min_size,
+            max_size=most,
+            keep=0 if self._null else inf,
+            retrying=not self._null,
+            lifo=idle_order == "lifo",
+            max_waiting=max_waiting,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            reconnect_timeout=reconnect_timeout,
+            num_workers=num_workers,
+        )
+        core = self._core
+        runtime: Any = self._runtime_class(lambda: core.num_workers)
+        if self._null:
+            runtime.unbounded_openings()
+        this = ref(self)  # the flows do not keep their pool alive
+        self._flows = Flows(
+            core,
+            runtime,
+            driver,
+            name=self.name,
+            connection_class=connection_class,
+            conninfo=conninfo,
+            kwargs=kwargs,
+            configure=configure,
+            check=check,
+            reset=reset,
+            gave_up=reconnect_failed and (lambda: (pool := this()) and reconnect_failed(pool)),
+        )
+        # Read on the hot path: one attribute instead of two.
+        self._lock = runtime.lock
+        self._now = runtime.now
+        self._unclean = driver.unclean
+        self._reset = reset
+        # What a checkout must do besides taking an idle connection.
+        self._implicitly_open = False
+        self._guarded = check is not None
+
+    @property
+    def max_size(self) -> int:
+        """Connections the pool may have at most; 0: no bound (null pools only)."""
+        return 0 if self._core.max_size == inf else int(self._core.max_size)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pool is not open: not yet, or no more."""
+        return self._core.phase is not Phase.OPEN
+
+    def __repr__(self) -> str:
+        core = self._core
+        state = core.phase.value
+        if core.phase is Phase.OPEN:
+            state = (
+                f"{len(core.idle)} idle, {core.lent} lent, {core.opening} opening,"
+                f" {len(core.waiting)} waiting of {core.min_size}..{core.max_size}"
+            )
+        return f"<{type(self).__name__} {self.name!r} {state}>"
+
+    def get_stats(self) -> dict[str, int]:
+        """What the pool holds now, and what it has counted; times in milliseconds."""
+        with self._lock:
+            return self._read_stats()
+
+    def pop_stats(self) -> dict[str, int]:
+        """The same as `get_stats()`, and the counters restart at zero."""
+        with self._lock:
+            stats = self._read_stats()
+            self._core.reset_counters()
+        return stats
+
+    def _read_stats(self) -> dict[str, int]:
+        core = self._core
+        return {
+            "pool_min": core.min_size,
+            "pool_max": self.max_size,
+            "pool_size": core.size,
+            "pool_available": len(core.idle),
+            "requests_waiting": len(core.waiting),
+            "usage_ms": int(core.usage_time * 1000),
+            "requests_num": core.requests_num,
+            "requests_queued": core.requests_queued,
+            "requests_wait_ms": int(core.requests_time * 1000),
+            "requests_errors": core.requests_errors,
+            "returns_bad": core.returns_bad,
+            "connections_num": core.connections_num,
+            "connections_ms": int(core.connections_time * 1000),
+            "connections_errors": core.connections_errors,
+            "connections_lost": core.connections_lost,
+        }
+
+    def _bounds(self, min_size: int, max_size: int | None) -> float:
+        """Check the sizes; returns max_size, which may be infinite."""
+        if self._null:
+            if min_size != 0:
+                raise ValueError(f"null pools must have min_size = 0, not {min_size!r}")
+            most = max_size or inf
+        else:
+            most = min_size if max_size is None else max_size
+            if min_size == most == 0:
+                raise ValueError("if min_size is 0 max_size must be greater than 0")
+        if min_size < 0:
+            raise ValueError(f"min_size cannot be negative, not {min_size!r}")
+        if most < min_size:
+            raise ValueError(
+                f"max_size must be greater or equal than min_size, not {max_size!r} < {min_size!r}"
+            )
+        return most
+
+    def _unfilled(self, timeout: float) -> Exception:
+        """What wait() raises, after it has closed the pool."""
+        core = self._core
+        error = core.refusals.timeout(core, timeout)
+        error.args = (f"pool initialization incomplete after {timeout} sec: {self!r}",)
+        return error
+
+    def _announce_implicit(self, category: type[Warning], text: str, stacklevel: int) -> None:
+        """Warn once that the pool was opened by its constructor without having been asked to."""
+        self._leave_implicit()
+        warnings.warn(text, category, stacklevel=stacklevel + 1)
+
+    def _leave_implicit(self) -> None:
+        self._implicitly_open = False
+        self._guarded = self._flows.check is not None
+
+    def _stranger(self, conn: Any) -> ValueError:
+        """The error for the return of a connection that this pool has not lent."""
+        pool = getattr(conn, "_pool", None)
+        if pool is None:
+            origin = "it comes from no pool, or it has been returned already"
+        else:
+            origin = f"it was lent by pool {pool.name!r}"
+        return ValueError(f"can't return connection to pool {self.name!r}: {origin}: {conn}")

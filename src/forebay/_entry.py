@@ -1,0 +1,115 @@
+"""What the core works with: entries, waiters, and the effects of a transition."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from enum import Enum
+from math import inf
+from typing import Any, Protocol
+
+
+class Place(Enum):
+    """Where an entry is; it is in exactly one place."""
+
+    OPENING = "opening"  # a permit: the right to open one connection
+    IDLE = "idle"  # ready to be lent; the only place that holds the connection for long
+    LENT = "lent"  # a client has it
+    SERVICE = "service"  # being reset or checked
+    RETIRED = "retired"  # being closed; no longer counts in the pool's size
+
+
+# The places as module globals: the hot path compares with them.
+OPENING, IDLE, LENT, SERVICE, RETIRED = Place
+
+#: The expiry of an entry that must not be kept, whatever the time is.
+EVICTED = -inf
+
+
+class Entry:
+    """One slot of the pool: first a permit, then a connection, until it is retired.
+
+    What has been given out (a permit to a worker, a connection to a client or a worker)
+    is held weakly: whoever drops it without a word gives the slot back (rule 8).
+    """
+
+    __slots__ = (
+        "conn",
+        "expires_at",
+        "idle_since",
+        "leased",
+        "lent_at",
+        "opened_at",
+        "ordered",
+        "place",
+        "plain",
+        "ref",
+    )
+
+    def __init__(self) -> None:
+        self.place = OPENING
+        self.ordered = True  # a worker is to take it up and has not yet done so
+        self.conn: Any = None  # held strongly only while idle or ordered
+        self.ref: Held | None = None  # to what has been given out
+        self.opened_at = 0.0
+        self.expires_at = inf
+        self.idle_since = 0.0
+        self.lent_at = 0.0
+        self.leased = False  # lent through connection(), whose time counts as usage
+        self.plain = False  # the connection's class commits and rolls back as its driver does
+
+    def __repr__(self) -> str:
+        return f"<Entry {self.place.value}{', ordered' if self.ordered else ''}>"
+
+
+class Permit:
+    """What a worker holds while it opens a connection; dropping it returns the permit."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Held(weakref.ref[Any]):
+    """A weak reference to what was given out for an entry."""
+
+    __slots__ = ("entry",)
+
+    entry: Entry
+
+    @classmethod
+    def watch(cls, thing: Any, entry: Entry, lost: deque[Held]) -> Held:
+        """Refer to `thing`; when it is dropped the reference is appended to `lost`."""
+        held = cls(thing, lost.append)
+        held.entry = entry
+        return held
+
+
+class Waiter(Protocol):
+    """A client in the queue.  The core writes to it; only the shell wakes it."""
+
+    entry: Entry | None  # granted by the core
+    conn: Any  # the granted connection, held here until the client takes it
+    error: BaseException | None  # why the client is refused
+    ready: bool  # what a watcher waits for has come
+    since: float  # when it was queued
+
+    def wake(self) -> None:
+        """Let the client go on.  May be called more than once."""
+
+    async def wait(self, timeout: float | None) -> None:
+        """Return when woken or when `timeout` seconds are over."""
+
+
+class Effects:
+    """What a transition asks the shell to do, once the lock is released."""
+
+    __slots__ = ("alarm", "gave_up", "start", "wake")
+
+    def __init__(self) -> None:
+        self.wake: list[Waiter] = []  # clients to wake
+        self.start: list[Entry] = []  # entries a worker must take up: to open, reset or close
+        self.alarm = False  # maintenance is due earlier than it was
+        self.gave_up = False  # call reconnect_failed
+
+    def __repr__(self) -> str:
+        alarm, gave_up = self.alarm, self.gave_up
+        return f"<Effects wake={len(self.wake)} start={self.start} {alarm=} {gave_up=}>"

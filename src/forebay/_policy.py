@@ -1,0 +1,44 @@
+"""Arithmetic of time and number: pure functions and values, no state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+#: Connections live up to this part shorter, at random, so that they do not all expire together.
+LIFETIME_JITTER = 0.05
+
+#: Seconds between two attempts to connect, at most, while a client waits.
+PROBE_INTERVAL = 0.1
+
+#: Seconds between two rounds of maintenance, at most.
+MAINTENANCE_INTERVAL = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait after the n-th failed attempt in a row to connect."""
+
+    first: float = 0.02  # seconds
+    factor: float = 2.0
+    cap: float = 3.0  # seconds
+
+    def delay(self, failures: int, chance: float) -> float:
+        """Seconds until the next attempt; `chance` in [0, 1) spreads the pools of a fleet.
+
+        Full jitter, but never under half of the first delay: that would be no pause at all.
+        """
+        full = min(self.cap, self.first * self.factor ** min(failures - 1, 30))
+        return max(self.first / 2, full * chance)
+
+
+def lifetime(max_lifetime: float, chance: float) -> float:
+    """Seconds a connection may live, up to 5 % less than `max_lifetime` (`chance` in [0, 1))."""
+    return max_lifetime * (1.0 - LIFETIME_JITTER * chance)
+
+
+def growth(
+    *, target: int, size: int, max_size: float, waiting: int, opening: int, width: float
+) -> int:
+    """How many connections to begin opening now (0 when none is wanted)."""
+    wanted = max(target - size, waiting - opening)
+    return max(0, int(min(wanted, max_size - size, width - opening)))

@@ -1,0 +1,398 @@
+"""Pools for asyncio."""
+
+from __future__ import annotations
+
+import warnings
+from _thread import get_ident
+from asyncio import AbstractEventLoop, get_running_loop
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
+
+from psycopg import AsyncConnection
+
+from ._asyncio import Asyncio
+from ._door import Door
+from .drivers.psycopg import AsyncPsycopg, PoolClosed, check_connection_async
+from .pool import IdleOrder
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from psycopg.rows import TupleRow
+    from typing_extensions import TypeVar
+
+    ACT = TypeVar("ACT", bound="AsyncConnection[Any]", default="AsyncConnection[TupleRow]")
+else:
+    from typing import TypeVar
+
+    ACT = TypeVar("ACT", bound="AsyncConnection[Any]")
+
+AsyncConninfoParam: TypeAlias = str | Callable[[], str] | Callable[[], Awaitable[str]]
+AsyncKwargsParam: TypeAlias = (
+    dict[str, Any] | Callable[[], dict[str, Any]] | Callable[[], Awaitable[dict[str, Any]]]
+)
+
+AsyncConnectionCB: TypeAlias = Callable[[ACT], Awaitable[None] | None]
+AsyncConnectFailedCB: TypeAlias = Callable[["AsyncConnectionPool[Any]"], Awaitable[None] | None]
+
+_CONSTRUCTED = (
+    "opening an async pool in its constructor is deprecated: please use `await pool.open()`, or"
+    " use the pool as a context manager: `async with AsyncConnectionPool(...) as pool: ...`"
+)
+
+
+class AsyncLease(Generic[ACT]):
+    """A connection for the length of an `async with` block; made by `connection()`."""
+
+    __slots__ = ("_conn", "_lent_at", "_pool", "_timeout")
+
+    def __init__(self, pool: AsyncConnectionPool[ACT], timeout: float | None) -> None:
+        self._pool = pool
+        self._timeout = timeout
+
+    async def __aenter__(self) -> ACT:
+        """Lend the connection."""
+        conn: Any = await self._pool.getconn(self._timeout)
+        self._conn = conn
+        entry = conn._forebay_entry
+        entry.leased = True
+        self._lent_at = entry.lent_at
+        lent: ACT = conn if entry.plain else await conn.__aenter__()
+        return lent
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """Commit or roll back, and return the connection."""
+        conn, self._conn = self._conn, None
+        pool = self._pool
+        entry = conn._forebay_entry
+        if not entry.leased or entry.lent_at is not self._lent_at:
+            return None  # returned inside the block; perhaps lent to somebody else by now
+        if exc_type is None and entry.plain and pool._swift and not pool._unclean(conn):
+            conn._pool = None
+            effects = pool._core.checkin(entry, conn, pool._now())
+            if effects is not None:
+                await pool._flows.conclude(effects)
+            return None
+        try:
+            swallowed: bool | None = await conn.__aexit__(exc_type, exc, traceback)
+            return swallowed
+        finally:
+            await pool.putconn(conn)
+
+
+class AsyncConnectionPool(Door, Generic[ACT]):
+    """A pool of `psycopg.AsyncConnection`, to be shared by the tasks of one event loop."""
+
+    _runtime_class = Asyncio
+    _driver_class = AsyncPsycopg
+
+    def __init__(
+        self,
+        conninfo: AsyncConninfoParam = "",
+        *,
+        connection_class: type[ACT] = cast("type[ACT]", AsyncConnection),
+        kwargs: AsyncKwargsParam | None = None,
+        min_size: int = 4,
+        max_size: int | None = None,
+        open: bool | None = None,
+        configure: AsyncConnectionCB[ACT] | None = None,
+        check: AsyncConnectionCB[ACT] | None = None,
+        reset: AsyncConnectionCB[ACT] | None = None,
+        name: str | None = None,
+        close_returns: bool = False,
+        timeout: float = 30.0,
+        max_waiting: int = 0,
+        max_lifetime: float = 60 * 60.0,
+        max_idle: float = 10 * 60.0,
+        reconnect_timeout: float = 5 * 60.0,
+        reconnect_failed: AsyncConnectFailedCB | None = None,
+        num_workers: int = 3,
+        idle_order: IdleOrder = "lifo",
+    ) -> None:
+        """Make a pool; never blocks.
+
+        Args:
+            conninfo: connection string, or a callable giving it, called at each attempt.
+            connection_class: the class whose `connect()` is called at each attempt.
+            kwargs: further arguments of `connect()`, or a callable giving them.
+            min_size: connections to keep open.
+            max_size: connections at most; `None`: as many as `min_size`.
+            open: open the pool now.  `None`: now, and warn on first use, unless the pool is
+                used as a context manager.
+            configure: called with each new connection; must leave no transaction open.
+            check: called with a connection before a client gets it; if it raises, the client
+                gets another one.
+            reset: called by a worker with each returned connection; must leave no transaction
+                open.
+            name: for logs and threads; `pool-N` by default.
+            close_returns: `close()` of a lent connection returns it (for SQLAlchemy).
+            timeout: seconds a client waits at most; 0: only for a connection that is ready.
+            max_waiting: clients that may wait; 0: no bound.
+            max_lifetime: seconds after which a connection is replaced, less up to 5 %.
+            max_idle: seconds after which an unused connection above `min_size` is closed.
+            reconnect_timeout: seconds of failed attempts until `reconnect_failed` is called.
+            reconnect_failed: called with the pool when connecting has failed for that long.
+            num_workers: connections opened side by side at most; as many workers reset, check
+                and close.
+            idle_order: `lifo` lends the connection used last; `fifo` all in turn.
+
+        Raises:
+            ValueError: for sizes or numbers that make no pool.
+            TypeError: for a callback that is a coroutine function.
+        """
+        super().__init__(
+            conninfo,
+            connection_class,
+            kwargs,
+            min_size,
+            max_size,
+            configure,
+            check,
+            reset,
+            name,
+            close_returns,
+            timeout,
+            max_waiting,
+            max_lifetime,
+            max_idle,
+            reconnect_timeout,
+            reconnect_failed,
+            num_workers,
+            idle_order,
+        )
+        # The loop the pool was opened in runs now, in this thread?  Asked at each checkout, where
+        # get_running_loop() would cost more than all the rest (160 ns in Python 3.11).
+        self._loop: AbstractEventLoop | None = None
+        self._is_running: Callable[[], bool] = bool
+        self._thread = get_ident()
+        # A lease may return a clean connection by itself: putconn() would do no more.
+        self._swift = reset is None and type(self).putconn is AsyncConnectionPool.putconn
+        if open or open is None:
+            if open:
+                warnings.warn(_CONSTRUCTED, RuntimeWarning, stacklevel=2)
+            self._implicitly_open = open is None
+            self._guarded = self._guarded or self._implicitly_open
+            self._open()
+
+    check_connection = staticmethod(check_connection_async)
+
+    def connection(self, timeout: float | None = None) -> AsyncLease[ACT]:
+        """Lend a connection for a `async with` block.
+
+        At the end of the block the transaction is committed, or rolled back on an exception, and
+        the connection is returned.  `timeout` and errors: see `getconn()`.
+        """
+        return AsyncLease(self, timeout)
+
+    async def getconn(self, timeout: float | None = None) -> ACT:
+        """Lend a connection, to be returned by `putconn()`.
+
+        Waits up to `timeout` seconds (the pool's `timeout` by default); 0: takes a connection
+        only if one is ready.
+
+        Raises:
+            PoolTimeout: no connection in time.
+            PoolClosed: the pool is not open.
+            TooManyRequests: `max_waiting` clients wait already.
+        """
+        if get_ident() != self._thread or not self._is_running():
+            self._expect_loop()
+        conn = self._core.checkout(self._now())
+        if conn is None or self._guarded:
+            conn = await self._acquire(conn, timeout)
+        lent: ACT = conn
+        conn._pool = self
+        return lent
+
+    async def putconn(self, conn: ACT) -> None:
+        """Return a connection; an open transaction is rolled back, a broken one is replaced.
+
+        Raises:
+            ValueError: this pool has not lent the connection, or it was returned already.
+        """
+        if get_ident() != self._thread:
+            self._expect_loop()
+        try:
+            lent: Any = conn
+            entry, lender = lent._forebay_entry, lent._pool
+        except AttributeError:
+            raise self._stranger(conn) from None
+        if lender is not self:
+            raise self._stranger(conn)
+        conn._pool = None
+        if self._unclean(conn) or self._reset is not None:
+            await self._flows.release(entry, conn)
+            return
+        effects = self._core.checkin(entry, conn, self._now())
+        if effects is not None:
+            await self._flows.conclude(effects)
+
+    async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """Open the pool; does nothing if it is open.
+
+        With `wait`, block until it is filled: see `wait()`.
+
+        Raises:
+            PoolClosed: the pool was closed; make a new one.
+            PoolTimeout: with `wait`, see `wait()`.
+        """
+        if self.closed:
+            self._open()
+        if wait:
+            await self.wait(timeout)
+
+    async def close(self, timeout: float = 5.0) -> None:
+        """Close the pool.
+
+        Clients that wait, and later ones, get `PoolClosed`; idle connections are closed now, lent
+        ones when they come back.  Waits up to `timeout` seconds for the background work to end.
+        """
+        await self._flows.close(timeout)
+
+    async def wait(self, timeout: float = 30.0) -> None:
+        """Block until `min_size` connections are ready, at most `timeout` seconds.
+
+        Raises:
+            PoolTimeout: they were not ready in time; the pool is closed.
+            PoolClosed: the pool is not open.
+        """
+        if not await self._flows.wait(timeout):
+            await self.close()
+            raise self._unfilled(timeout)
+
+    async def resize(self, min_size: int, max_size: int | None = None) -> None:
+        """Change the bounds of the pool; `max_size=None`: as many as `min_size`.
+
+        Raises:
+            ValueError: for sizes that make no pool; nothing is changed.
+        """
+        self._flows.transition("resize", min_size, self._bounds(min_size, max_size))
+
+    async def check(self) -> None:
+        """Check the idle connections by a round trip each, replace bad and expired ones."""
+        await self._flows.verify()
+
+    async def drain(self) -> None:
+        """Replace all connections: idle ones now, lent ones when they come back."""
+        self._flows.transition("drain")
+
+    async def __aenter__(self) -> Self:
+        """Open the pool."""
+        self._leave_implicit()
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the pool."""
+        await self.close()
+
+    def _open(self) -> None:
+        try:
+            self._loop = get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                f"the pool {self.name!r} was opened outside a running event loop: open it in a"
+                " coroutine, by `await pool.open()` or `async with pool:`"
+            ) from None
+        self._is_running = self._loop.is_running
+        self._thread = get_ident()
+        self._flows.open()
+
+    def _expect_loop(self) -> None:
+        """Raise if an open pool is used from another event loop than its own."""
+        if not self.closed and get_running_loop() is not self._loop:
+            raise RuntimeError(
+                f"the pool {self.name!r} belongs to the event loop it was opened in,"
+                f" {self._loop!r}, and cannot be used from {get_running_loop()!r}: use one pool"
+                " for each event loop"
+            )
+
+    async def _acquire(self, conn: Any, timeout: float | None) -> Any:
+        """Do what `getconn()` could not do at once."""
+        if self._implicitly_open:
+            self._announce_implicit(RuntimeWarning, _CONSTRUCTED, stacklevel=3)
+        return await self._flows.acquire(conn, self.timeout if timeout is None else timeout)
+
+
+class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
+    """A pool that keeps no connection: it bounds and queues the clients of a server."""
+
+    _null = True
+
+    def __init__(
+        self,
+        conninfo: AsyncConninfoParam = "",
+        *,
+        connection_class: type[ACT] = cast("type[ACT]", AsyncConnection),
+        kwargs: AsyncKwargsParam | None = None,
+        min_size: int = 0,
+        max_size: int | None = None,
+        open: bool | None = None,
+        configure: AsyncConnectionCB[ACT] | None = None,
+        check: AsyncConnectionCB[ACT] | None = None,
+        reset: AsyncConnectionCB[ACT] | None = None,
+        name: str | None = None,
+        close_returns: bool = False,
+        timeout: float = 30.0,
+        max_waiting: int = 0,
+        max_lifetime: float = 60 * 60.0,
+        max_idle: float = 10 * 60.0,
+        reconnect_timeout: float = 5 * 60.0,
+        reconnect_failed: AsyncConnectFailedCB | None = None,
+        num_workers: int = 3,
+        idle_order: IdleOrder = "lifo",
+    ) -> None:
+        """Make a null pool; the parameters are those of `AsyncConnectionPool`, but for two.
+
+        `min_size` must be 0; `max_size` of `None` or 0 sets no bound.
+        """
+        super().__init__(
+            conninfo,
+            connection_class=connection_class,
+            kwargs=kwargs,
+            min_size=min_size,
+            max_size=max_size,
+            open=open,
+            configure=configure,
+            check=check,
+            reset=reset,
+            name=name,
+            close_returns=close_returns,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            reconnect_timeout=reconnect_timeout,
+            reconnect_failed=reconnect_failed,
+            num_workers=num_workers,
+            idle_order=idle_order,
+        )
+
+    async def wait(self, timeout: float = 30.0) -> None:
+        """Make one connection, as a test, in at most `timeout` seconds.
+
+        Raises:
+            PoolTimeout: it could not be made; the pool is closed.
+            PoolClosed: the pool is not open.
+        """
+        try:
+            await self.putconn(await self.getconn(timeout))
+        except PoolClosed:
+            raise
+        except Exception as error:
+            await self.close()
+            raise self._unfilled(timeout) from error
+
+    async def check(self) -> None:
+        """Do nothing: there are no idle connections."""
