@@ -1,0 +1,1 @@
+"""Benchmarks: forebay and its peers, side by side in one process."""
