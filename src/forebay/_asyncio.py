@@ -93,11 +93,10 @@ class Asyncio:
         return await result if inspect.isawaitable(result) else result
 
     def start(self, flows: Flows, name: str) -> None:
-        """Bind to the running loop and start the timer."""
+        """Bind to the running loop; the first alarm starts the timer."""
         self.loop = asyncio.get_running_loop()
         self._openings.name = self._service.name = name
         self._flows = weakref.ref(flows)
-        self.alarm(flows.core.due)
 
     async def stop(self, timeout: float) -> bool:
         """Cancel what is being opened and wait for the rest, up to `timeout` seconds."""

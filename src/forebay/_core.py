@@ -64,8 +64,8 @@ class Refusals(Protocol):
     def full(self, core: Core) -> Exception:
         """Too many clients wait already."""
 
-    def timeout(self, core: Core, waited: float) -> Exception:
-        """The client's time is up, after `waited` seconds."""
+    def timeout(self, core: Core, timeout: float) -> Exception:
+        """The client's time, `timeout` seconds, is up."""
 
 
 class Core:
@@ -234,8 +234,11 @@ class Core:
             raise self.refusals.closed(self)
 
     def expire(self, waiter: Waiter, now: float) -> bool:
-        """A client's time is up; false if it was served in the last moment."""
+        """A client waits no longer; false if it has been served or refused."""
         if waiter not in self.waiting:
+            return False
+        if waiter.entry is not None or waiter.error is not None:
+            self._finish_grant(waiter, now, Effects())  # it was interrupted
             return False
         self.requests_errors += 1
         self.requests_time += now - waiter.since
@@ -282,9 +285,9 @@ class Core:
         if entry.leased:
             entry.leased = False
             self.usage_time += now - entry.lent_at
-        entry.conn = conn
-        entry.ordered = True
         entry.place = SERVICE
+        entry.ordered = True
+        entry.conn = conn
         effects.start.append(entry)
         return effects
 
@@ -297,6 +300,8 @@ class Core:
 
     def discard(self, entry: Entry, conn: Any, now: float, *, lost: bool = False) -> Effects:
         """The connection is of no more use; `lost` if check() found it so, else a bad return."""
+        if entry.place is not LENT and entry.place is not SERVICE:
+            raise ValueError(f"the connection is {entry.place.value} in its pool, not lent")
         effects = Effects()
         if lost:
             self.connections_lost += 1
@@ -341,7 +346,8 @@ class Core:
         else:
             held = entry.conn
             entry.conn = None
-        entry.ordered = False
+        if held is not None:
+            entry.ordered = False
         return held
 
     def opened(self, entry: Entry, conn: Any, took: float, now: float, chance: float) -> Effects:
@@ -402,8 +408,8 @@ class Core:
             return effects
         self.phase = Phase.CLOSED
         self.due = inf
+        self.audit(now, effects)  # closing again completes a close that was interrupted
         for entry in [e for e in self.entries if e.place is OPENING and e.ordered]:
-            entry.ordered = False
             self._forget(entry)
         for waiter in [*self.waiting, *self.watching]:
             waiter.error = self.refusals.closed(self)
@@ -455,11 +461,11 @@ class Core:
     # Maintenance -------------------------------------------------------------------------------
 
     def maintain(self, now: float) -> Effects:
-        """Do what time alone makes necessary; afterwards `due` says when to come back."""
+        """Do what time alone makes necessary; the caller comes back when it is `due`."""
         effects = Effects()
+        self.due = inf if self.phase is Phase.CLOSED else now + MAINTENANCE_INTERVAL
         if self.phase is not Phase.OPEN:
             return effects
-        self.due = inf
         self.audit(now, effects)
         for entry in [e for e in self.idle if e.expires_at <= now]:
             self.idle.remove(entry)
@@ -467,7 +473,8 @@ class Core:
         self._shrink(now, effects)
         self._balance(now, effects)
         expiries = [entry.expires_at for entry in self.idle]
-        self.due = min(self.due, now + MAINTENANCE_INTERVAL, self._shrink_due(), *expiries)
+        self.due = min(self.due, self._shrink_due(), *expiries)
+        effects.alarm = False
         return effects
 
     def audit(self, now: float, effects: Effects) -> None:
@@ -488,7 +495,10 @@ class Core:
             elif entry.conn is not None and entry not in present:
                 entry.place = IDLE
                 self.idle.append(entry)
-        effects.start.extend(e for e in self.retiring if e.ordered)
+        for entry in self.retiring:
+            if entry.place is RETIRED and entry.conn is not None:
+                entry.ordered = True
+                effects.start.append(entry)
         self.opening = sum(e.place is OPENING for e in self.entries)
 
     # The steps that transitions share --------------------------------------------------------
@@ -540,10 +550,11 @@ class Core:
 
     def _retire(self, entry: Entry, conn: Any, effects: Effects) -> None:
         """Order a connection to be closed; it no longer counts."""
+        entry.expires_at = EVICTED  # whatever interrupts us, it is not kept
         self.retiring[entry] = None
         entry.conn = conn
-        entry.ordered = True
         self._forget(entry)
+        entry.ordered = True
         effects.start.append(entry)
 
     def _retire_oldest(self, effects: Effects) -> None:
@@ -566,11 +577,12 @@ class Core:
     def _drain_lost(self) -> None:
         """Give back the slots of permits and connections that were dropped (rule 8)."""
         while self.lost:
-            held = self.lost.popleft()
+            held = self.lost[0]
             entry = held.entry
             if entry.ref is held:
                 self._forget(entry)
                 self.retiring.pop(entry, None)
+            self.lost.popleft()
 
     def _grow(self, now: float, effects: Effects) -> None:
         """Issue the permits that are wanted; while connecting fails, one at a time."""

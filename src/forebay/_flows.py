@@ -70,27 +70,27 @@ class Flows:
         arrived = self.runtime.now()
         while True:
             if conn is None:
-                conn = await self._queue(arrived, arrived + timeout)
+                conn = await self._queue(arrived, timeout)
             if self.check is None or await self._passes(conn, arrived):
                 return conn
             conn = None
 
-    async def _queue(self, arrived: float, deadline: float) -> Any:
-        """Wait in line for a connection."""
+    async def _queue(self, arrived: float, timeout: float) -> Any:
+        """Wait in line for a connection, until `timeout` seconds after `arrived`."""
         core, runtime = self.core, self.runtime
         waiter = runtime.waiter()
         timed_out = False
         try:
             with runtime.lock:
                 now = runtime.now()
-                if deadline <= now and not core.idle:
+                if now - arrived >= timeout and not core.idle:
                     core.refuse()
-                    raise core.refusals.timeout(core, now - arrived)
+                    raise core.refusals.timeout(core, timeout)
                 effects = core.enqueue(waiter, now)
             self.carry_out(effects)
-            if waiter.conn is None and waiter.error is None:
-                await waiter.wait(deadline - now)
-            if waiter.conn is None and waiter.error is None:
+            if waiter not in effects.wake:
+                await waiter.wait(arrived + timeout - now)
+                # What it was woken by, or not, tells nothing: only the core knows, under the lock.
                 with runtime.lock:
                     timed_out = core.expire(waiter, runtime.now())
         except BaseException:
@@ -99,7 +99,7 @@ class Flows:
             self.carry_out(effects)
             raise
         if timed_out:
-            raise core.refusals.timeout(core, runtime.now() - arrived)
+            raise core.refusals.timeout(core, timeout)
         if waiter.error is not None:
             raise waiter.error
         conn, waiter.conn = waiter.conn, None
@@ -120,7 +120,7 @@ class Flows:
             self.carry_out(effects)
             if not isinstance(error, Exception):
                 raise
-            logger.info("%s: check failed on %s: %s", self.name, conn, error)
+            logger.info("%s: check failed on %s: %s", self.name, str(conn), error)
             return False
         return True
 
@@ -137,7 +137,7 @@ class Flows:
             self.carry_out(effects)
             if not isinstance(error, Exception):
                 raise
-            logger.warning("%s: rollback failed, discarding %s: %s", self.name, conn, error)
+            logger.warning("%s: rollback failed, discarding %s: %s", self.name, str(conn), error)
             return
         with runtime.lock:
             now = runtime.now()
@@ -148,7 +148,7 @@ class Flows:
             else:
                 effects = core.checkin(entry, conn, now) or Effects()
         if not usable:
-            logger.warning("%s: discarding a connection that came back %s", self.name, conn)
+            logger.warning("%s: discarding a connection that came back %s", self.name, str(conn))
         await self.conclude(effects)
 
     async def conclude(self, effects: Effects) -> None:
@@ -239,7 +239,7 @@ class Flows:
             self.carry_out(effects)
             if not isinstance(error, Exception):
                 raise
-            logger.warning("%s: error resetting, discarding %s: %s", self.name, conn, error)
+            logger.warning("%s: error resetting, discarding %s: %s", self.name, str(conn), error)
             return
         with runtime.lock:
             effects = core.serviced(entry, conn, runtime.now())
@@ -250,7 +250,7 @@ class Flows:
         try:
             await self.driver.close(conn)
         except Exception as error:
-            logger.info("%s: error closing %s: %s", self.name, conn, error)
+            logger.info("%s: error closing %s: %s", self.name, str(conn), error)
         with self.runtime.lock:
             self.core.retired(entry)
 
@@ -266,9 +266,9 @@ class Flows:
 
     def open(self) -> None:
         """Start maintenance and begin to fill the pool."""
+        self.runtime.start(self, self.name)
         with self.runtime.lock:
             effects = self.core.open(self.runtime.now())
-        self.runtime.start(self, self.name)
         self.carry_out(effects)
 
     async def close(self, timeout: float) -> None:
@@ -313,7 +313,7 @@ class Flows:
 
     async def verify(self) -> None:
         """Check every idle connection by a round trip, replace the bad ones, refill the pool."""
-        self.maintain()
+        self.runtime.alarm(self.maintain())
         for entry in list(self.core.idle):
             with self.runtime.lock:
                 conn = self.core.recall(entry)
@@ -342,7 +342,7 @@ class Flows:
     async def _roll_back(self, conn: Any) -> None:
         """End the transaction a client left open, with a warning."""
         if self.driver.unclean(conn):
-            logger.warning("%s: rolling back returned connection: %s", self.name, conn)
+            logger.warning("%s: rolling back returned connection: %s", self.name, str(conn))
             await self.driver.rollback(conn)
             self._expect_clean(conn, "rollback", None)
 

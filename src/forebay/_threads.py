@@ -91,7 +91,9 @@ class Threads:
         return result
 
     def start(self, flows: Flows, name: str) -> None:
-        """Start the maintenance thread."""
+        """Start the maintenance thread, if it does not run."""
+        if self._maintenance is not None:
+            return
         self._openings.name = self._service.name = name
         self._maintenance = Maintenance(flows, name, (self._openings, self._service))
 
@@ -114,7 +116,10 @@ class Lane:
         self.width = width
         self.name = "pool"
         self._jobs: OrderedDict[object, Job] = OrderedDict()
-        self._changed = threading.Condition()
+        # Taken by `with self._lock`, never by `with self._changed`: that is a Python function,
+        # which a signal handler may leave with the lock held.
+        self._lock = allocate_lock()
+        self._changed = threading.Condition(self._lock)
         self._threads: dict[threading.Thread, None] = {}
         self._waiting = 0
         self._started = 0
@@ -122,7 +127,7 @@ class Lane:
 
     def put(self, key: object, job: Job) -> None:
         """Queue a job; again for the same key, before it has begun, changes nothing."""
-        with self._changed:
+        with self._lock:
             self._jobs[key] = job
             if self._waiting >= len(self._jobs):
                 self._changed.notify()
@@ -131,7 +136,7 @@ class Lane:
 
     def stop(self) -> list[threading.Thread]:
         """Let idle workers go; returns those that run."""
-        with self._changed:
+        with self._lock:
             self._stopping = True
             self._changed.notify_all()
             return list(self._threads)
@@ -146,8 +151,11 @@ class Lane:
             thread.start()
         except RuntimeError as error:
             # No thread to be had.  The job stays queued, and maintenance will ask again.
-            del self._threads[thread]
+            self._threads.pop(thread, None)
             logger.warning("%s: cannot start a worker: %s", self.name, error)
+        except BaseException:
+            self._threads.pop(thread, None)
+            raise
 
     def _work(self) -> None:
         try:
@@ -155,11 +163,11 @@ class Lane:
                 run_sync(job())
                 del job
         finally:
-            with self._changed:
+            with self._lock:
                 self._threads.pop(threading.current_thread(), None)
 
     def _next(self) -> Job | None:
-        with self._changed:
+        with self._lock:
             while not self._jobs:
                 self._waiting += 1
                 try:

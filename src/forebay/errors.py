@@ -47,10 +47,10 @@ class Refusals:
             f" (max_waiting={core.max_waiting})"
         )
 
-    def timeout(self, core: Core, waited: float) -> Exception:
+    def timeout(self, core: Core, timeout: float) -> Exception:
         """The client's time is up; the cause is the last connection error, if they fail now."""
         error = self._timeout(
-            f"couldn't get a connection after {waited:.2f} sec: the pool {self._name!r} has"
+            f"couldn't get a connection after {timeout:.2f} sec: the pool {self._name!r} has"
             f" {core.lent} lent, {core.opening} opening, {len(core.waiting)} waiting"
             f" of {core.min_size}..{core.max_size}"
         )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
 
 from .._entry import Entry
 from ..errors import PoolClosedMixin, PoolTimeoutMixin, Refusals, TooManyRequestsMixin
+
+CT = TypeVar("CT", bound=psycopg.Connection[Any])
+ACT = TypeVar("ACT", bound=psycopg.AsyncConnection[Any])
 
 IDLE = TransactionStatus.IDLE
 USABLE = (TransactionStatus.IDLE, TransactionStatus.INTRANS, TransactionStatus.INERROR)
@@ -104,7 +107,7 @@ class AsyncPsycopg(PsycopgDriver):
         await check_connection_async(conn)
 
 
-def check_connection(conn: psycopg.Connection[Any]) -> None:
+def check_connection(conn: CT) -> None:
     """Make one round trip on a connection; raise the driver's error if it is lost.
 
     The transaction status is afterwards what it was before.
@@ -120,7 +123,7 @@ def check_connection(conn: psycopg.Connection[Any]) -> None:
             conn.autocommit = False
 
 
-async def check_connection_async(conn: psycopg.AsyncConnection[Any]) -> None:
+async def check_connection_async(conn: ACT) -> None:
     """Make one round trip on a connection; raise the driver's error if it is lost.
 
     The transaction status is afterwards what it was before.

@@ -1,0 +1,117 @@
+"""Which module may import which: the separation that DESIGN's rules draw, and nothing else."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+import forebay
+
+SOURCE = Path(forebay.__file__).parent
+
+#: What each module may import of its siblings, and of the world where that is restricted.
+ALLOWED = {
+    "_policy": {"dataclasses"},
+    "_entry": {"collections", "weakref", "enum", "math"},
+    "_core": {"collections", "enum", "math", "_entry", "_policy"},
+    "_runtime": {"collections", "contextlib"},
+    "_flows": {"collections", "functools", "logging", "_core", "_entry"},
+    "errors": set[str](),
+    "_threads": {
+        "_thread",
+        "collections",
+        "contextlib",
+        "functools",
+        "inspect",
+        "logging",
+        "random",
+        "threading",
+        "time",
+        "weakref",
+        "_runtime",
+    },
+    "_asyncio": {
+        "asyncio",
+        "collections",
+        "contextlib",
+        "inspect",
+        "math",
+        "random",
+        "time",
+        "weakref",
+        "_runtime",
+    },
+    "_door": {"collections", "itertools", "math", "warnings", "weakref", "_core", "_flows"},
+    "pool": {"inspect", "types", "psycopg", "_door", "_runtime", "_threads", "drivers"},
+    "pool_async": {
+        "_thread",
+        "asyncio",
+        "warnings",
+        "collections",
+        "types",
+        "psycopg",
+        "_asyncio",
+        "_door",
+        "drivers",
+        "pool",
+    },
+}
+EVERYWHERE = {"__future__", "typing"}
+
+
+def imports(path: Path) -> set[str]:
+    """The top-level modules and the siblings that a file imports when it runs."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):  # what only type checkers see does not count
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            found |= {name.split(".")[0] for name in names}
+    return found - EVERYWHERE
+
+
+@pytest.mark.parametrize("module", ALLOWED)
+def test_a_module_imports_only_what_its_layer_allows(module: str) -> None:
+    """Core and flows know no clock, lock, thread, loop or driver; the doors stand on top."""
+    assert imports(SOURCE / f"{module}.py") <= ALLOWED[module] | {"collections"}
+
+
+def test_every_module_of_the_pool_has_its_layer() -> None:
+    """A new module is put into a layer before it is used."""
+    others = {"__init__", "__main__", "_embedded", "_migration", "psycopg_pool", "testing"}
+    assert {path.stem for path in SOURCE.glob("*.py")} - others == ALLOWED.keys()
+
+
+def test_only_drivers_and_doors_import_a_driver() -> None:
+    """A program that talks through one library need not have the other."""
+    users = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        if imports(path) & {"psycopg", "psycopg2"} and "demo" not in path.parts
+    }
+    doors = {"pool.py", "pool_async.py"}
+    assert users == doors | {"drivers/psycopg.py", "testing.py", "_embedded.py"}
+
+
+def test_the_run_time_needs_only_the_standard_library_and_the_driver() -> None:
+    """Nothing is installed with the pool but psycopg."""
+    siblings = {path.stem for path in SOURCE.rglob("*.py")} | {"drivers"}
+    allowed = sys.stdlib_module_names | {"psycopg"} | siblings
+    files = {*SOURCE.glob("*.py"), *SOURCE.glob("drivers/*.py")} - {SOURCE / "__main__.py"}
+    for path in files:
+        assert imports(path) <= allowed, path
+
+
+def test_nothing_in_the_flows_asks_which_world_it_is_in() -> None:
+    """There is one text of all I/O, without a branch for asyncio."""
+    text = (SOURCE / "_flows.py").read_text()
+    assert "is_async" not in text
+    assert "iscoroutine" not in text
