@@ -25,14 +25,18 @@ from forebay._embedded import (
 
 pytestmark = pytest.mark.embedded
 
-# Prints the server's process id and directory, then waits to be ended.
+# Prints the server's process id and directory, then waits to be ended. A shell that starts us in
+# the background has SIGINT ignored, which children inherit. The waits are short because a signal
+# that arrives just before a system call is only noticed after it.
 OWNER = """
-    import signal
+    import signal, time
     from forebay._embedded import EmbeddedPostgres
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with EmbeddedPostgres() as server:
         print(server.pid, server.data.parent.parent, flush=True)
-        signal.pause()
+        while True:
+            time.sleep(0.05)
 """
 
 
@@ -68,18 +72,29 @@ def wait_until_gone(pid: int, home: Path) -> None:
         time.sleep(0.01)
 
 
-def start_owner() -> tuple[subprocess.Popen[str], int, Path]:
-    """Run `OWNER` in a process of its own; return it with its server's pid and directory."""
-    owner = subprocess.Popen(
+@pytest.fixture
+def owner() -> Iterator[subprocess.Popen[str]]:
+    """Run `OWNER` in a process and session of its own."""
+    process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(OWNER)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def server_of(owner: subprocess.Popen[str]) -> tuple[int, Path]:
+    """Wait for the owner's server; return its process id and directory."""
     assert owner.stdout is not None
-    pid, home = owner.stdout.readline().split()
-    return owner, int(pid), Path(home)
+    assert owner.stderr is not None
+    line = owner.stdout.readline()
+    assert line, f"the owner did not start its server:\n{owner.stderr.read()}"
+    pid, home = line.split()
+    return int(pid), Path(home)
 
 
 def test_a_started_server_answers_on_its_socket_and_on_tcp(running: EmbeddedPostgres) -> None:
@@ -219,11 +234,13 @@ def test_a_server_that_cannot_start_says_why_and_leaves_nothing(
     assert not any(home.exists() for home in homes)
 
 
-def test_ctrl_c_in_the_owner_leaves_nothing() -> None:
+def test_ctrl_c_in_the_owner_leaves_nothing(owner: subprocess.Popen[str]) -> None:
     """SIGINT goes to the whole group, as from a terminal, and unwinds the owner's block."""
-    owner, pid, home = start_owner()
+    pid, home = server_of(owner)
     os.killpg(owner.pid, signal.SIGINT)
-    _, errors = owner.communicate()
+    assert owner.stderr is not None
+    errors = owner.stderr.read()
+    owner.wait()
     assert errors.rstrip().endswith("KeyboardInterrupt")
     assert not is_alive(pid)
     assert not home.exists()
@@ -235,12 +252,13 @@ def test_ctrl_c_that_the_owner_survives_leaves_the_server_alone(running: Embedde
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_an_owner_that_is_killed_leaves_nothing(number: signal.Signals) -> None:
+def test_an_owner_that_is_killed_leaves_nothing(
+    owner: subprocess.Popen[str], number: signal.Signals
+) -> None:
     """Where no Python code of the owner runs any more, the watchdog cleans up."""
-    owner, pid, home = start_owner()
+    pid, home = server_of(owner)
     owner.send_signal(number)
-    owner.communicate()
-    assert owner.returncode == -number
+    assert owner.wait() == -number
     wait_until_gone(pid, home)
 
 

@@ -18,7 +18,7 @@ ALLOWED = {
     "_entry": {"collections", "weakref", "enum", "math"},
     "_core": {"collections", "enum", "math", "_entry", "_policy"},
     "_runtime": {"collections", "contextlib"},
-    "_flows": {"collections", "functools", "logging", "_core", "_entry"},
+    "_flows": {"collections", "functools", "logging", "_core", "_entry", "errors"},
     "errors": set[str](),
     "_threads": {
         "_thread",

@@ -79,7 +79,8 @@ class Asyncio:
             return
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self.loop.call_later(max(0.0, at - self.now()), _maintain, weakref.ref(self))
+        this = weakref.ref(self)  # the loop does not keep the pool alive
+        self._timer = self.loop.call_later(max(0.0, at - self.now()), lambda: _maintain(this))
 
     def maintain(self) -> None:
         """Do what time makes necessary, and come back when there is more."""
@@ -144,7 +145,7 @@ class Lane:
         self._fill()
 
 
-def _maintain(ref: weakref.ref[Asyncio]) -> None:
+def _maintain(ref: Callable[[], Asyncio | None]) -> None:
     runtime = ref()
     if runtime is not None:
         runtime.maintain()

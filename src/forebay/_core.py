@@ -60,12 +60,15 @@ class Refusals(Protocol):
 
     def closed(self, core: Core) -> Exception:
         """The pool is not open."""
+        ...
 
     def full(self, core: Core) -> Exception:
         """Too many clients wait already."""
+        ...
 
     def timeout(self, core: Core, timeout: float) -> Exception:
         """The client's time, `timeout` seconds, is up."""
+        ...
 
 
 class Core:
@@ -74,6 +77,7 @@ class Core:
     __slots__ = (
         "_take",
         "backoff",
+        "check_failing",
         "connections_errors",
         "connections_lost",
         "connections_num",
@@ -158,6 +162,7 @@ class Core:
         self.lost: deque[Held] = deque()  # written by weakref callbacks
         # Failing to connect.
         self.failures = 0  # in a row
+        self.check_failing = False  # connecting succeeds, but new connections fail their check
         self.failing_since = 0.0
         self.failed_at = 0.0
         self.retry_at = 0.0
@@ -327,8 +332,15 @@ class Core:
         effects = Effects()
         self._retire(entry, conn, effects)
         if entry.opened_at >= arrived:
+            self.check_failing = True
             self._failed(error, now, chance, effects)
         return self._balance(now, effects)
+
+    def check_passed(self, now: float) -> Effects:
+        """A client's check has passed, after failures."""
+        self.check_failing = False
+        self.failures = 0
+        return self._balance(now, Effects())
 
     # Opening -------------------------------------------------------------------------------
 
@@ -355,7 +367,8 @@ class Core:
         self._expect(entry, OPENING)
         effects = Effects()
         self.connections_time += took
-        self.failures = 0
+        if not self.check_failing:
+            self.failures = 0
         entry.opened_at = now
         if entry.expires_at > now:
             entry.expires_at = now + lifetime(self.max_lifetime, chance)
@@ -620,10 +633,12 @@ class Core:
             self.failing_since = now
         self.failures += 1
         self.failed_at = now
-        self.last_error = error
+        # An interruption is no connection error; keeping it would keep its frames alive.
+        self.last_error = error if isinstance(error, Exception) else None
         give_up_at = self.failing_since + self.reconnect_timeout
         if now >= give_up_at:
             effects.gave_up = True
+            self.target = self.min_size
             self.failing_since = now
             self.failures = 1
             give_up_at = now + self.reconnect_timeout

@@ -62,7 +62,6 @@ class Door:
     max_idle: Delegated[float] = Delegated("_core", "Seconds until an unused one is closed.")
     reconnect_timeout: Delegated[float] = Delegated("_core", "Seconds of attempts to connect.")
     num_workers: Delegated[int] = Delegated("_core", "Bound on each lane of background work.")
-    min_size: Delegated[int] = Delegated("_core", "Connections the pool keeps.")
 
     def __init__(
         self,
@@ -133,6 +132,11 @@ class Door:
         # What a checkout must do besides taking an idle connection.
         self._implicitly_open = False
         self._guarded = check is not None
+
+    @property
+    def min_size(self) -> int:
+        """Connections the pool keeps."""
+        return self._core.min_size
 
     @property
     def max_size(self) -> int:

@@ -94,9 +94,11 @@ class Waiter(Protocol):
 
     def wake(self) -> None:
         """Let the client go on.  May be called more than once."""
+        ...
 
     async def wait(self, timeout: float | None) -> None:
         """Return when woken or when `timeout` seconds are over."""
+        ...
 
 
 class Effects:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._core import Core, Phase
 from ._entry import OPENING, RETIRED, Effects, Entry, Permit
+from .errors import detach
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -120,8 +121,11 @@ class Flows:
             self.carry_out(effects)
             if not isinstance(error, Exception):
                 raise
+            detach(error)
             logger.info("%s: check failed on %s: %s", self.name, str(conn), error)
             return False
+        if self.core.check_failing:
+            self.transition("check_passed")
         return True
 
     async def release(self, entry: Entry, conn: Any) -> None:
@@ -209,6 +213,7 @@ class Flows:
             self.carry_out(effects)
             if not isinstance(error, Exception):
                 raise
+            detach(error)
             logger.warning("%s: error connecting: %s", self.name, error)
             return
         with runtime.lock:

@@ -23,30 +23,38 @@ class Runtime(Protocol):
 
     def now(self) -> float:
         """Seconds of a monotonic clock."""
+        ...
 
     def chance(self) -> float:
         """A random number in [0, 1)."""
+        ...
 
     def waiter(self) -> Waiter:
         """A new waiter for the calling client."""
+        ...
 
     def spawn(self, key: object, job: Job, *, opening: bool) -> None:
         """Have a worker run `job`, once for a `key`, however often asked before it begins.
 
         Openings have a lane of their own: nothing that is reset, checked or closed holds them up.
         """
+        ...
 
     def alarm(self, at: float) -> None:
         """Have maintenance run at `at` or earlier."""
+        ...
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call what the user gave us; in asyncio, await what it returns."""
+        ...
 
     def start(self, flows: Flows, name: str) -> None:
         """Begin to run maintenance for `flows`, which is held weakly."""
+        ...
 
     async def stop(self, timeout: float) -> bool:
         """End maintenance, wait for the workers; false if some still run after `timeout`."""
+        ...
 
 
 def run_sync(flow: Coroutine[Any, Any, T]) -> T:

@@ -8,6 +8,14 @@ if TYPE_CHECKING:
     from ._core import Core
 
 
+def detach(error: BaseException) -> None:
+    """Take the tracebacks off an error that is kept: their frames keep connections alive."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+
+
 class PoolClosedMixin(Exception):
     """The pool is not open yet, or closed already; every driver's `PoolClosed` is one."""
 

@@ -52,7 +52,7 @@ class Lease(Generic[CT]):
     def __enter__(self) -> CT:
         """Lend the connection."""
         conn: Any = self._pool.getconn(self._timeout)
-        self._conn = conn
+        self._conn: Any = conn
         entry = conn._forebay_entry
         entry.leased = True
         self._lent_at = entry.lent_at
@@ -66,7 +66,8 @@ class Lease(Generic[CT]):
         traceback: TracebackType | None,
     ) -> bool | None:
         """Commit or roll back, and return the connection."""
-        conn, self._conn = self._conn, None
+        conn = self._conn
+        self._conn = None
         pool = self._pool
         entry = conn._forebay_entry
         if not entry.leased or entry.lent_at is not self._lent_at:

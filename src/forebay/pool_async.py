@@ -54,7 +54,7 @@ class AsyncLease(Generic[ACT]):
     async def __aenter__(self) -> ACT:
         """Lend the connection."""
         conn: Any = await self._pool.getconn(self._timeout)
-        self._conn = conn
+        self._conn: Any = conn
         entry = conn._forebay_entry
         entry.leased = True
         self._lent_at = entry.lent_at
@@ -68,7 +68,8 @@ class AsyncLease(Generic[ACT]):
         traceback: TracebackType | None,
     ) -> bool | None:
         """Commit or roll back, and return the connection."""
-        conn, self._conn = self._conn, None
+        conn = self._conn
+        self._conn = None
         pool = self._pool
         entry = conn._forebay_entry
         if not entry.leased or entry.lent_at is not self._lent_at:
@@ -262,6 +263,7 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             PoolTimeout: they were not ready in time; the pool is closed.
             PoolClosed: the pool is not open.
         """
+        self._expect_loop()
         if not await self._flows.wait(timeout):
             await self.close()
             raise self._unfilled(timeout)
@@ -272,14 +274,17 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         Raises:
             ValueError: for sizes that make no pool; nothing is changed.
         """
+        self._expect_loop()
         self._flows.transition("resize", min_size, self._bounds(min_size, max_size))
 
     async def check(self) -> None:
         """Check the idle connections by a round trip each, replace bad and expired ones."""
+        self._expect_loop()
         await self._flows.verify()
 
     async def drain(self) -> None:
         """Replace all connections: idle ones now, lent ones when they come back."""
+        self._expect_loop()
         self._flows.transition("drain")
 
     async def __aenter__(self) -> Self:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from operator import attrgetter
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from psycopg.pq import TransactionStatus
 from .._entry import Entry
 from ..errors import PoolClosedMixin, PoolTimeoutMixin, Refusals, TooManyRequestsMixin
 
+# With Connection[Any] instead, a pool given check=check_connection would be one of Any's rows.
 CT = TypeVar("CT", bound=psycopg.Connection[Any])
 ACT = TypeVar("ACT", bound=psycopg.AsyncConnection[Any])
 
@@ -42,10 +44,10 @@ class PsycopgDriver:
 
     ProgrammingError: type[Exception] = psycopg.ProgrammingError
 
-    # 0, the value of TransactionStatus.IDLE, is the one that is clean.
-    unclean = staticmethod(attrgetter("pgconn.transaction_status"))
-
-    entry = staticmethod(attrgetter("_forebay_entry"))
+    def __init__(self) -> None:
+        # In C, for the hot path.  TransactionStatus.IDLE, 0, is the one that is clean.
+        self.unclean: Callable[[Any], Any] = attrgetter("pgconn.transaction_status")
+        self.entry: Callable[[Any], Entry] = attrgetter("_forebay_entry")
 
     def refusals(self, name: str) -> Refusals:
         """The exceptions of the pool `name`."""
@@ -107,7 +109,7 @@ class AsyncPsycopg(PsycopgDriver):
         await check_connection_async(conn)
 
 
-def check_connection(conn: CT) -> None:
+def check_connection(conn: CT) -> None:  # pyright: ignore[reportInvalidTypeVarUse]
     """Make one round trip on a connection; raise the driver's error if it is lost.
 
     The transaction status is afterwards what it was before.
@@ -123,7 +125,7 @@ def check_connection(conn: CT) -> None:
             conn.autocommit = False
 
 
-async def check_connection_async(conn: ACT) -> None:
+async def check_connection_async(conn: ACT) -> None:  # pyright: ignore[reportInvalidTypeVarUse]
     """Make one round trip on a connection; raise the driver's error if it is lost.
 
     The transaction status is afterwards what it was before.
