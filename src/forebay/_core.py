@@ -169,7 +169,7 @@ class Core:
         self.last_error: BaseException | None = None
         # Maintenance.
         self.due = inf  # when maintain() is wanted next
-        self.low_water: float = inf  # fewest idle since low_water_since (only idle_order="fifo")
+        self.low_water = 0  # fewest idle since low_water_since (only idle_order="fifo")
         self.low_water_since = 0.0
         self.reset_counters()
 
@@ -305,9 +305,11 @@ class Core:
 
     def discard(self, entry: Entry, conn: Any, now: float, *, lost: bool = False) -> Effects:
         """The connection is of no more use; `lost` if check() found it so, else a bad return."""
+        effects = Effects()
+        if entry.place is RETIRED and entry.ref is None:
+            return effects  # reclaimed before it came back
         if entry.place is not LENT and entry.place is not SERVICE:
             raise ValueError(f"the connection is {entry.place.value} in its pool, not lent")
-        effects = Effects()
         if lost:
             self.connections_lost += 1
         else:
@@ -388,6 +390,7 @@ class Core:
         if conn is None:
             self._forget(entry)
         else:
+            entry.ref = Held.watch(conn, entry, self.lost)
             self._retire(entry, conn, effects)
         if self.retrying or not isinstance(error, Exception):
             self._failed(error, now, chance, effects)
@@ -472,6 +475,18 @@ class Core:
             self.watching[waiter] = None
 
     # Maintenance -------------------------------------------------------------------------------
+
+    def reclaim(self, entry: Entry, now: float) -> Effects:
+        """A lent connection was found closed: its slot need not wait for the client.
+
+        psycopg's close() does nothing on a lost connection, so with `close_returns` such a client
+        never returns it, and may hold it in a reference cycle for long.
+        """
+        if entry.place is LENT:
+            self.returns_bad += 1
+            self._forget(entry)
+            entry.ref = None
+        return self._balance(now, Effects())
 
     def maintain(self, now: float) -> Effects:
         """Do what time alone makes necessary; the caller comes back when it is `due`."""
@@ -669,8 +684,8 @@ class Core:
         unused = sum(entry.idle_since + self.max_idle <= now for entry in self.idle)
         if not self.lifo and now >= self.low_water_since + self.max_idle:
             # In turn, every connection is used now and then: count how many never were needed.
-            unused = max(unused, int(min(self.low_water, len(self.idle))))
-            self.low_water, self.low_water_since = inf, now
+            unused = max(unused, min(self.low_water, len(self.idle)))
+            self.low_water, self.low_water_since = len(self.idle), now
         return unused
 
     def _shrink_due(self) -> float:

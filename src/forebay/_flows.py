@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._core import Core, Phase
-from ._entry import OPENING, RETIRED, Effects, Entry, Permit
+from ._entry import LENT, OPENING, RETIRED, Effects, Entry, Permit
 from .errors import detach
 
 if TYPE_CHECKING:
@@ -311,10 +311,17 @@ class Flows:
 
     def maintain(self) -> float:
         """Do what time makes necessary; returns when to come back."""
+        for entry in [e for e in [*self.core.entries] if e.place is LENT and self._is_closed(e)]:
+            self.transition("reclaim", entry)
         with self.runtime.lock:
             effects = self.core.maintain(self.runtime.now())
         self.carry_out(effects)
         return self.core.due
+
+    def _is_closed(self, entry: Entry) -> bool:
+        """Whether the session of a lent connection is known to have ended."""
+        conn = entry.ref and entry.ref()
+        return conn is not None and self.driver.closed(conn)
 
     async def verify(self) -> None:
         """Check every idle connection by a round trip, replace the bad ones, refill the pool."""
@@ -356,5 +363,6 @@ class Flows:
         if self.driver.unclean(conn):
             by = f" by {stage} function {callback}" if callback else f" by {stage}"
             raise self.driver.ProgrammingError(
-                f"connection left in status {self.driver.describe(conn)}{by}: discarded"
+                f"connection left in status {self.driver.describe(conn)}{by}: discarded;"
+                " it must commit or roll back what it begins, or use autocommit"
             )

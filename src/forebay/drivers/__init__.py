@@ -41,6 +41,10 @@ class Driver(Protocol):
         """Whether a connection works and waits for a command, in a transaction or not."""
         ...
 
+    def closed(self, conn: Any) -> bool:
+        """Whether a connection is known to be closed or lost; never blocks, from any thread."""
+        ...
+
     def describe(self, conn: Any) -> str:
         """The name of the connection's transaction status."""
         ...

@@ -64,6 +64,10 @@ class PsycopgDriver:
         """Whether a connection works and waits for a command."""
         return conn.pgconn.transaction_status in USABLE
 
+    def closed(self, conn: Any) -> bool:
+        """Whether a connection is known to be closed or lost."""
+        return bool(conn.closed)
+
     def describe(self, conn: Any) -> str:
         """The name of the connection's transaction status."""
         return TransactionStatus(conn.pgconn.transaction_status).name

@@ -1,0 +1,1 @@
+"""The contract of the pools, played through both doors against a real server."""
