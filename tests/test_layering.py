@@ -45,7 +45,8 @@ ALLOWED = {
         "_runtime",
     },
     "_door": {"collections", "itertools", "math", "warnings", "weakref", "_core", "_flows"},
-    "pool": {"inspect", "types", "psycopg", "_door", "_runtime", "_threads", "drivers"},
+    "_thread_door": {"types", "_door", "_runtime", "_threads"},
+    "pool": {"inspect", "collections", "psycopg", "_thread_door", "drivers"},
     "pool_async": {
         "_thread",
         "asyncio",

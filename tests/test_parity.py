@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 import forebay
-from forebay.pool import Lease
+from forebay._door import Door
+from forebay._thread_door import Lease
 from forebay.pool_async import AsyncLease
 
 PAIRS = [
@@ -27,11 +28,11 @@ def plain(name: str) -> str:
 
 
 def methods(cls: type[Any]) -> dict[str, Any]:
-    """What a class itself defines as functions, by their plain names."""
+    """What a door adds to what all doors have in common: its functions, by their plain names."""
     return {
         plain(name): value
-        for name, value in vars(cls).items()
-        if inspect.isfunction(value) and name not in ONLY_ASYNC
+        for name, value in inspect.getmembers(cls, inspect.isfunction)
+        if (name not in ONLY_ASYNC and not hasattr(Door, name)) or name == "__init__"
     }
 
 

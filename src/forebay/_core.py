@@ -259,7 +259,8 @@ class Core:
             return effects
         if waiter.conn is not None and waiter.entry is not None:
             self.requests_errors += 1
-            self._put(waiter.entry, waiter.conn, now, effects)
+            if waiter.entry.place is LENT:  # else reclaimed
+                self._put(waiter.entry, waiter.conn, now, effects)
             waiter.conn = None
         return self._balance(now, effects)
 

@@ -13,7 +13,7 @@ from psycopg import AsyncConnection
 
 from ._asyncio import Asyncio
 from ._door import Door
-from .drivers.psycopg import AsyncPsycopg, PoolClosed, check_connection_async
+from .drivers.psycopg import AsyncPsycopg, check_connection_async
 from .pool import IdleOrder
 
 if TYPE_CHECKING:
@@ -167,19 +167,7 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             num_workers,
             idle_order,
         )
-        # The loop the pool was opened in runs now, in this thread?  Asked at each checkout, where
-        # get_running_loop() would cost more than all the rest (160 ns in Python 3.11).
-        self._loop: AbstractEventLoop | None = None
-        self._is_running: Callable[[], bool] = bool
-        self._thread = get_ident()
-        # A lease may return a clean connection by itself: putconn() would do no more.
-        self._swift = reset is None and type(self).putconn is AsyncConnectionPool.putconn
-        if open or open is None:
-            if open:
-                warnings.warn(_CONSTRUCTED, RuntimeWarning, stacklevel=2)
-            self._implicitly_open = open is None
-            self._guarded = self._guarded or self._implicitly_open
-            self._open()
+        self._begin(open)
 
     check_connection = staticmethod(check_connection_async)
 
@@ -219,14 +207,14 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         """
         if get_ident() != self._thread:
             self._expect_loop()
+        lent: Any = conn
         try:
-            lent: Any = conn
             entry, lender = lent._forebay_entry, lent._pool
         except AttributeError:
             raise self._stranger(conn) from None
         if lender is not self:
             raise self._stranger(conn)
-        conn._pool = None
+        lent._pool = None
         if self._unclean(conn) or self._reset is not None:
             await self._flows.release(entry, conn)
             return
@@ -259,12 +247,16 @@ class AsyncConnectionPool(Door, Generic[ACT]):
     async def wait(self, timeout: float = 30.0) -> None:
         """Block until `min_size` connections are ready, at most `timeout` seconds.
 
+        A null pool makes one connection, as a test.
+
         Raises:
             PoolTimeout: they were not ready in time; the pool is closed.
             PoolClosed: the pool is not open.
         """
         self._expect_loop()
-        if not await self._flows.wait(timeout):
+        if self._null:
+            await self._try_one(timeout)
+        elif not await self._flows.wait(timeout):
             await self.close()
             raise self._unfilled(timeout)
 
@@ -302,6 +294,22 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         """Close the pool."""
         await self.close()
 
+    def _begin(self, open: bool | None) -> None:
+        """What a constructor does last: open the pool, unless `open` is false."""
+        # Whether the pool's loop runs now, in this thread, is asked at each checkout;
+        # get_running_loop() would take 160 ns of Python 3.11 (docs/decisions/0005).
+        self._loop: AbstractEventLoop | None = None
+        self._is_running: Callable[[], bool] = bool
+        self._thread = get_ident()
+        # A lease may return a clean connection by itself: putconn() would do no more.
+        self._swift = self._reset is None and type(self).putconn is AsyncConnectionPool.putconn
+        if open or open is None:
+            if open:
+                warnings.warn(_CONSTRUCTED, RuntimeWarning, stacklevel=3)
+            self._implicitly_open = open is None
+            self._guarded = self._guarded or self._implicitly_open
+            self._open()
+
     def _open(self) -> None:
         try:
             self._loop = get_running_loop()
@@ -328,6 +336,16 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         if self._implicitly_open:
             self._announce_implicit(RuntimeWarning, _CONSTRUCTED, stacklevel=3)
         return await self._flows.acquire(conn, self.timeout if timeout is None else timeout)
+
+    async def _try_one(self, timeout: float) -> None:
+        """Make one connection, as a test; close the pool if that fails."""
+        try:
+            await self.putconn(await self.getconn(timeout))
+        except Exception as error:
+            if self.closed:
+                raise
+            await self.close()
+            raise self._unfilled(timeout) from error
 
 
 class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
@@ -383,21 +401,3 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
             num_workers=num_workers,
             idle_order=idle_order,
         )
-
-    async def wait(self, timeout: float = 30.0) -> None:
-        """Make one connection, as a test, in at most `timeout` seconds.
-
-        Raises:
-            PoolTimeout: it could not be made; the pool is closed.
-            PoolClosed: the pool is not open.
-        """
-        try:
-            await self.putconn(await self.getconn(timeout))
-        except PoolClosed:
-            raise
-        except Exception as error:
-            await self.close()
-            raise self._unfilled(timeout) from error
-
-    async def check(self) -> None:
-        """Do nothing: there are no idle connections."""
