@@ -83,6 +83,7 @@ class Core:
         "connections_num",
         "connections_time",
         "due",
+        "eager",
         "entries",
         "failed_at",
         "failing_since",
@@ -127,6 +128,7 @@ class Core:
         max_size: float,
         keep: float = inf,
         retrying: bool = True,
+        eager: bool = False,
         lifo: bool = True,
         max_waiting: int = 0,
         max_lifetime: float = 3600.0,
@@ -139,8 +141,10 @@ class Core:
         # What the user asked for; durations in seconds.
         self.min_size = min_size
         self.max_size = max_size  # may be infinite
-        self.keep = keep  # idle connections to keep at most; 0 makes a null pool
+        self.keep = keep  # idle connections to keep at most; 0 makes a null pool.  A bound: the
+        # pool comes back to min_size when connections are lost, else to what it had grown to
         self.retrying = retrying  # a failed attempt is repeated; else it fails a waiting client
+        self.eager = eager  # a client that will not wait may still have a connection opened
         self.lifo = lifo
         self.max_waiting = max_waiting  # 0: no bound
         self.max_lifetime = max_lifetime
@@ -377,8 +381,8 @@ class Core:
             entry.expires_at = now + lifetime(self.max_lifetime, chance)
         entry.ref = Held.watch(conn, entry, self.lost)
         self._put(entry, conn, now, effects)
-        ready = len(self.entries) - self.opening
-        self.target = max(self.target, int(min(ready, self._kept())))
+        if self.keep == inf:
+            self.target = max(self.target, len(self.entries) - self.opening)
         return self._balance(now, effects)
 
     def open_failed(
@@ -446,7 +450,9 @@ class Core:
         effects = Effects()
         self.min_size = min_size
         self.max_size = max_size
-        self.target = max(min_size, int(min(self.target, self._kept())))
+        self.target = (
+            max(min_size, min(self.target, int(max_size))) if self.keep == inf else min_size
+        )
         while self.idle and len(self.entries) > max_size:
             self._retire_oldest(effects)
         excess = len(self.entries) - max_size
@@ -664,10 +670,6 @@ class Core:
         if at < self.due:
             self.due = at
             effects.alarm = True
-
-    def _kept(self) -> float:
-        """How many connections a quiet pool may hold."""
-        return max(self.min_size, min(self.keep, self.max_size))
 
     def _take_oldest(self) -> Entry:
         entry = self.idle.popleft()

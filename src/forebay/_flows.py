@@ -84,7 +84,7 @@ class Flows:
         try:
             with runtime.lock:
                 now = runtime.now()
-                if now - arrived >= timeout and not core.idle:
+                if now - arrived >= timeout and not (core.idle or core.eager):
                     core.refuse()
                     raise core.refusals.timeout(core, timeout)
                 effects = core.enqueue(waiter, now)
