@@ -105,8 +105,12 @@ class Asyncio:
         if self._timer is not None:
             self._timer.cancel()
         self._openings.cancel()
-        tasks = {*self._openings.tasks, *self._service.tasks} - {asyncio.current_task()}
-        return not tasks or not (await asyncio.wait(tasks, timeout=timeout))[1]
+        deadline = self.now() + timeout
+        while tasks := {*self._openings.tasks, *self._service.tasks} - {asyncio.current_task()}:
+            if self.now() >= deadline:
+                return False
+            await asyncio.wait(tasks, timeout=deadline - self.now())
+        return True
 
 
 class Lane:

@@ -178,6 +178,16 @@ async def test_a_connection_that_arrives_after_close_is_closed(door: Door, admin
     await eventually(lambda: not admin.pids(door.application), pool)
 
 
+async def test_close_returns_when_all_is_closed(door: Door) -> None:
+    """More idle connections than workers: none is left open behind the caller's back."""
+    pool = await door.open(min_size=10, num_workers=1)
+    conns = [await door(pool.getconn) for _ in range(10)]
+    for conn in conns:
+        await door(pool.putconn, conn)
+    await door(pool.close)
+    assert all(conn.closed for conn in conns)
+
+
 async def test_closing_ends_the_workers(door: Door) -> None:
     """Threads and tasks of the pool carry its name; after close() none is left."""
     gate = door.gate()
