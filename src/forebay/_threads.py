@@ -61,6 +61,7 @@ class Threads:
         # Makes each transition of the core one step.  Held for microseconds, never during I/O.
         # Always taken by `with`: acquire/try/finally leaves it held when a signal handler raises.
         self.lock = allocate_lock()
+        self._starting = allocate_lock()  # two threads may open the pool at once
         self._openings = Lane(workers)
         self._service = Lane(workers)
         self._maintenance: Maintenance | None = None
@@ -92,10 +93,10 @@ class Threads:
 
     def start(self, flows: Flows, name: str) -> None:
         """Start the maintenance thread, if it does not run."""
-        if self._maintenance is not None:
-            return
-        self._openings.name = self._service.name = name
-        self._maintenance = Maintenance(flows, name, (self._openings, self._service))
+        with self._starting:
+            if self._maintenance is None:
+                self._openings.name = self._service.name = name
+                self._maintenance = Maintenance(flows, name, (self._openings, self._service))
 
     async def stop(self, timeout: float) -> bool:
         """End the threads and wait for them, up to `timeout` seconds in all."""
