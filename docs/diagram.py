@@ -48,7 +48,7 @@ PLAYED = {
     *("begin", "opened", "open_failed", "recall", "serviced", "reclaim", "retired"),
 }
 #: The methods of the core that move no entry, unless they repair (`audit`), or balance.
-MOVE_NOTHING = {"audit", "check_passed", "expire", "refuse", "reset_counters", "watch"}
+MOVE_NOTHING = {"audit", "check_passed", "expire", "promised", "refuse", "reset_counters", "watch"}
 
 #: Where an entry stores its place, below the tracing property.
 PLACE: Any = vars(Entry)["place"]

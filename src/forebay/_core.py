@@ -254,6 +254,14 @@ class Core:
         del self.waiting[waiter]
         return True
 
+    def promised(self, waiter: Waiter) -> bool:
+        """Whether a client still queues, and as many connections are being opened as clients do.
+
+        The connection that was opened for it may have served one that came before it.
+        """
+        queues = waiter in self.waiting and waiter.entry is None and waiter.error is None
+        return queues and self.opening >= len(self.waiting)
+
     def cancel(self, waiter: Waiter, now: float) -> Effects:
         """A client has given up, whatever it waits for; what it was granted goes back."""
         effects = Effects()
@@ -462,6 +470,14 @@ class Core:
                 excess -= 1
         return self._balance(now, effects)
 
+    def fill(self, size: int, now: float) -> Effects:
+        """Open what is missing to `size` connections, once: attempts that fail are not repeated."""
+        effects = Effects()
+        self._drain_lost()
+        if self.phase is Phase.OPEN:
+            self._issue(int(min(size, self.max_size)) - len(self.entries), effects)
+        return self._balance(now, effects)
+
     def recall(self, entry: Entry) -> Any:
         """Take an idle connection into service, for check(); `None` if it is idle no more."""
         if entry.place is not IDLE:
@@ -572,8 +588,8 @@ class Core:
         effects.wake.append(waiter)
 
     def _put(self, entry: Entry, conn: Any, now: float, effects: Effects) -> None:
-        """Make a connection idle, or retire it if its time is over."""
-        if entry.expires_at <= now:
+        """Make a connection idle, or retire it if its time is over or it is one too many."""
+        if entry.expires_at <= now or (len(self.idle) >= self.keep and not self.waiting):
             self._retire(entry, conn, effects)
             return
         was_opening = entry.place is OPENING
@@ -633,7 +649,10 @@ class Core:
         )
         if wanted and self.failures:
             wanted = self._probes(now, effects)
-        for _ in range(wanted):
+        self._issue(wanted, effects)
+
+    def _issue(self, permits: int, effects: Effects) -> None:
+        for _ in range(permits):
             entry = Entry()
             self.entries[entry] = None
             self.opening += 1

@@ -47,6 +47,32 @@ class Delegated(Generic[T]):
         setattr(getattr(pool, self._part), self._name, value)
 
 
+def statistics(core: Core) -> dict[str, int]:
+    """What `get_stats()` says; the caller holds the lock."""
+    return {
+        "pool_min": core.min_size,
+        "pool_max": bound(core.max_size),
+        "pool_size": core.size,
+        "pool_available": len(core.idle),
+        "requests_waiting": len(core.waiting),
+        "usage_ms": int(core.usage_time * 1000),
+        "requests_num": core.requests_num,
+        "requests_queued": core.requests_queued,
+        "requests_wait_ms": int(core.requests_time * 1000),
+        "requests_errors": core.requests_errors,
+        "returns_bad": core.returns_bad,
+        "connections_num": core.connections_num,
+        "connections_ms": int(core.connections_time * 1000),
+        "connections_errors": core.connections_errors,
+        "connections_lost": core.connections_lost,
+    }
+
+
+def bound(max_size: float) -> int:
+    """A bound as users give it: 0 is none."""
+    return 0 if max_size == inf else int(max_size)
+
+
 class Door:
     """One pool: its parts, and what needs no waiting."""
 
@@ -141,7 +167,7 @@ class Door:
     @property
     def max_size(self) -> int:
         """Connections the pool may have at most; 0: no bound (null pools only)."""
-        return 0 if self._core.max_size == inf else int(self._core.max_size)
+        return bound(self._core.max_size)
 
     @property
     def closed(self) -> bool:
@@ -161,34 +187,14 @@ class Door:
     def get_stats(self) -> dict[str, int]:
         """What the pool holds now, and what it has counted; times in milliseconds."""
         with self._lock:
-            return self._read_stats()
+            return statistics(self._core)
 
     def pop_stats(self) -> dict[str, int]:
         """The same as `get_stats()`, and the counters restart at zero."""
         with self._lock:
-            stats = self._read_stats()
+            stats = statistics(self._core)
             self._core.reset_counters()
         return stats
-
-    def _read_stats(self) -> dict[str, int]:
-        core = self._core
-        return {
-            "pool_min": core.min_size,
-            "pool_max": self.max_size,
-            "pool_size": core.size,
-            "pool_available": len(core.idle),
-            "requests_waiting": len(core.waiting),
-            "usage_ms": int(core.usage_time * 1000),
-            "requests_num": core.requests_num,
-            "requests_queued": core.requests_queued,
-            "requests_wait_ms": int(core.requests_time * 1000),
-            "requests_errors": core.requests_errors,
-            "returns_bad": core.returns_bad,
-            "connections_num": core.connections_num,
-            "connections_ms": int(core.connections_time * 1000),
-            "connections_errors": core.connections_errors,
-            "connections_lost": core.connections_lost,
-        }
 
     def _bounds(self, min_size: int, max_size: int | None) -> float:
         """Check the sizes; returns max_size, which may be infinite."""

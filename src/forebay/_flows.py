@@ -33,6 +33,9 @@ Callback = Callable[..., Any]
 class Flows:
     """What a pool does with its connections; `core` decides, `runtime` runs, `driver` connects."""
 
+    #: Of the lines about connects that fail and connections that come back in no good state.
+    level = logging.WARNING
+
     def __init__(
         self,
         core: Core,
@@ -89,11 +92,15 @@ class Flows:
                     raise core.refusals.timeout(core, timeout)
                 effects = core.enqueue(waiter, now)
             self.carry_out(effects)
-            if waiter not in effects.wake:
-                await waiter.wait(arrived + timeout - now)
+            patience: float | None = arrived + timeout - now
+            while waiter not in effects.wake:
+                await waiter.wait(patience)
                 # What it was woken by, or not, tells nothing: only the core knows, under the lock.
                 with runtime.lock:
-                    timed_out = core.expire(waiter, runtime.now())
+                    if timeout > 0 or not core.promised(waiter):
+                        timed_out = core.expire(waiter, runtime.now())
+                        break
+                patience = None  # it will be served or refused: an opening ends in either
         except BaseException:
             with runtime.lock:
                 effects = core.cancel(waiter, runtime.now())
@@ -141,7 +148,7 @@ class Flows:
             self.carry_out(effects)
             if not isinstance(error, Exception):
                 raise
-            logger.warning("%s: rollback failed, discarding %s: %s", self.name, str(conn), error)
+            self._log("rollback failed, discarding %s: %s", str(conn), error)
             return
         with runtime.lock:
             now = runtime.now()
@@ -152,15 +159,17 @@ class Flows:
             else:
                 effects = core.checkin(entry, conn, now) or Effects()
         if not usable:
-            logger.warning("%s: discarding a connection that came back %s", self.name, str(conn))
+            self._log("discarding a connection that came back %s", str(conn))
         await self.conclude(effects)
 
     async def conclude(self, effects: Effects) -> None:
         """Carry out what a return asks; a closed pool has no workers: then it is done here."""
+        here: list[Entry] = []
         if self.core.phase is Phase.CLOSED:
-            while effects.start:
-                await self.work(effects.start.pop())
+            here, effects.start = effects.start, here
         self.carry_out(effects)
+        for entry in here:
+            await self.work(entry)
 
     # Workers -----------------------------------------------------------------------------------
 
@@ -214,7 +223,7 @@ class Flows:
             if not isinstance(error, Exception):
                 raise
             detach(error)
-            logger.warning("%s: error connecting: %s", self.name, error)
+            self._log("error connecting: %s", error)
             return
         with runtime.lock:
             now = runtime.now()
@@ -354,7 +363,7 @@ class Flows:
     async def _roll_back(self, conn: Any) -> None:
         """End the transaction a client left open, with a warning."""
         if self.driver.unclean(conn):
-            logger.warning("%s: rolling back returned connection: %s", self.name, str(conn))
+            self._log("rolling back returned connection: %s", str(conn))
             await self.driver.rollback(conn)
             self._expect_clean(conn, "rollback", None)
 
@@ -366,3 +375,6 @@ class Flows:
                 f"connection left in status {self.driver.describe(conn)}{by}: discarded;"
                 " it must commit or roll back what it begins, or use autocommit"
             )
+
+    def _log(self, text: str, *args: object) -> None:
+        logger.log(self.level, f"%s: {text}", self.name, *args)

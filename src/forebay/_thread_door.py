@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -213,3 +214,13 @@ class ThreadDoor(Door, Generic[C]):
                 raise
             self.close()
             raise self._unfilled(timeout) from error
+
+
+def expect_plain_functions(**callbacks: Any) -> None:
+    """Refuse a coroutine function among the callbacks of a pool for threads."""
+    for name, callback in callbacks.items():
+        if inspect.iscoroutinefunction(callback):
+            raise TypeError(
+                f"{name} must be a plain function in a pool for threads, not the coroutine"
+                f" function {callback!r}; the Async pools take those"
+            )

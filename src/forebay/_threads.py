@@ -82,14 +82,7 @@ class Threads:
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call what the user gave us."""
-        result = function(*args)
-        if inspect.iscoroutine(result):
-            result.close()
-            raise TypeError(
-                f"{function} is a coroutine function: a pool for threads needs a plain one"
-                " (or use the Async pool)"
-            )
-        return result
+        return call_plain(function, *args)
 
     def start(self, flows: Flows, name: str) -> None:
         """Start the maintenance thread, if it does not run."""
@@ -213,6 +206,18 @@ class Maintenance:
                 return
             due = flows.maintain()
             del flows
+
+
+def call_plain(function: Callable[..., Any], *args: Any) -> Any:
+    """Call what the user gave us, which must be no coroutine function."""
+    result = function(*args)
+    if inspect.iscoroutine(result):
+        result.close()
+        raise TypeError(
+            f"{function} is a coroutine function: a pool for threads needs a plain one"
+            " (or use the Async pool)"
+        )
+    return result
 
 
 def _open_gate(gate: LockType, _: object = None) -> None:

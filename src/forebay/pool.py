@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from psycopg import Connection
 
-from ._thread_door import ThreadDoor
+from ._thread_door import ThreadDoor, expect_plain_functions
 from .drivers.psycopg import SyncPsycopg, check_connection
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class ConnectionPool(ThreadDoor[CT]):
             ValueError: for sizes or numbers that make no pool.
             TypeError: for a callback that is a coroutine function.
         """
-        _expect_plain_functions(
+        expect_plain_functions(
             conninfo=conninfo,
             kwargs=kwargs,
             configure=configure,
@@ -174,12 +173,3 @@ class NullConnectionPool(ConnectionPool[CT]):
             num_workers=num_workers,
             idle_order=idle_order,
         )
-
-
-def _expect_plain_functions(**callbacks: Any) -> None:
-    for name, callback in callbacks.items():
-        if inspect.iscoroutinefunction(callback):
-            raise TypeError(
-                f"{name} must be a plain function in a pool for threads, not the coroutine"
-                f" function {callback!r}; the Async pools take those"
-            )

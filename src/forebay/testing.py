@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from itertools import count
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -124,7 +124,7 @@ class FakeConnection:
         self.lose()
         self.closed = True
 
-    def __enter__(self) -> FakeConnection:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -142,7 +142,7 @@ class FakeConnection:
         if self._pool is None:
             self.close()
 
-    async def __aenter__(self) -> FakeConnection:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -199,7 +199,7 @@ class FakeDriver(PsycopgDriver):
         name: str = conn.status.name
         return name
 
-    async def connect(self, connection_class: Any, conninfo: str, kwargs: dict[str, Any]) -> Any:
+    async def connect(self, *_: Any) -> Any:
         """Make a connection, or raise what `refuse()` was given."""
         self.attempts += 1
         if self._refusals:
@@ -253,5 +253,4 @@ def fake_pool(
     runtime_class = type(f"Fake{world.__name__}", (world,), members)
     places = {"_runtime_class": runtime_class, "_driver_class": staticmethod(lambda: used)}
     options.setdefault("open", issubclass(pool_class, ConnectionPool))
-    made: P = type(pool_class.__name__, (pool_class,), places)(**options)
-    return made
+    return cast(P, type(pool_class.__name__, (pool_class,), places)(**options))

@@ -1,0 +1,133 @@
+"""Raises an exception at a chosen bytecode of the pool, as a signal handler would."""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import forebay
+
+HOME = str(Path(forebay.__file__).parent)
+NOT_THE_POOL = ("testing.py", "drivers/__init__.py")
+
+#: Loops of the pool's own threads: signal handlers run in the main thread only.
+#: What these loops call is interrupted all the same.
+LOOPS = frozenset({"Lane._work", "Lane._next", "Maintenance._run"})
+
+
+class Interrupted(BaseException):
+    """What the signal handler raises."""
+
+
+class Interrupter:
+    """Runs actions; counts their opcodes, and raises at the one that has the number `at`."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at = at
+        self.count = 0
+        self.where = ("", 0)  # the last opcode: function, offset
+        self.seen: set[tuple[str, int]] = set()
+
+    def run(self, action: Callable[[], object]) -> None:
+        """Run `action`; what it is interrupted by ends here."""
+        with suppress(Interrupted), _watched(self._reach):
+            action()
+
+    def _reach(self, code: CodeType, offset: int) -> None:
+        if offset in _leaving(code) or self.count == self.at:
+            return
+        self.count += 1
+        self.where = (code.co_qualname, offset)
+        if self.at is None:
+            self.seen.add(self.where)
+        elif self.count == self.at:
+            raise Interrupted
+
+
+if sys.version_info >= (3, 12):
+
+    @contextmanager
+    def _watched(reach: Callable[[CodeType, int], None]) -> Iterator[None]:
+        """Call `reach` before each opcode of the pool."""
+        monitoring, tool = sys.monitoring, sys.monitoring.PROFILER_ID
+
+        def on_instruction(code: CodeType, offset: int) -> object:
+            if not _of_the_pool(code):
+                return monitoring.DISABLE
+            return reach(code, offset)
+
+        monitoring.use_tool_id(tool, "interrupts")
+        monitoring.register_callback(tool, monitoring.events.INSTRUCTION, on_instruction)
+        monitoring.set_events(tool, monitoring.events.INSTRUCTION)
+        try:
+            yield
+        finally:
+            monitoring.set_events(tool, monitoring.events.NO_EVENTS)
+            monitoring.free_tool_id(tool)
+
+else:
+
+    @contextmanager
+    def _watched(reach: Callable[[CodeType, int], None]) -> Iterator[None]:
+        """Call `reach` before each opcode of the pool."""
+
+        def on_call(frame: FrameType, _event: str, _arg: Any) -> Callable[..., Any] | None:
+            if not _of_the_pool(frame.f_code):
+                return None
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+            return on_opcode
+
+        def on_opcode(frame: FrameType, event: str, _arg: Any) -> Callable[..., Any]:
+            if event == "opcode":
+                reach(frame.f_code, frame.f_lasti)
+            return on_opcode
+
+        before = sys.gettrace()
+        sys.settrace(on_call)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+
+@cache
+def _of_the_pool(code: CodeType) -> bool:
+    name = code.co_filename
+    return (
+        name.startswith(HOME) and not name.endswith(NOT_THE_POOL) and code.co_qualname not in LOOPS
+    )
+
+
+@cache
+def _leaving(code: CodeType) -> frozenset[int]:
+    """The opcodes that leave a `with` or an `except` block, where no signal handler can run.
+
+    The interpreter runs handlers at the start of a function, when it jumps back and when a call
+    has returned, so never between the end of a `with` block and its `__exit__`, or while it
+    forgets the exception that was handled.
+    """
+    steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
+    found: set[int] = set()
+    for n, step in enumerate(steps):
+        if step.opname == "PUSH_EXC_INFO":
+            found.add(step.offset)
+        if step.opname == "POP_EXCEPT":
+            found.update(
+                i.offset for i in steps[n - 1 : n + 1] if i.opname in ("COPY", step.opname)
+            )
+        if step.opname == "WITH_EXCEPT_START":
+            found.update(i.offset for i in steps[n - 1 : n + 1])
+        nones = [i.opname == "LOAD_CONST" and i.argval is None for i in steps[n : n + 3]]
+        if nones == [True] * 3 and steps[n + 3].opname in ("PRECALL", "CALL"):
+            first = n - (steps[n - 1].opname in ("SWAP", "NOP"))
+            found.update(i.offset for i in steps[first : n + 4])
+            if steps[n + 3].opname == "PRECALL":
+                found.add(steps[n + 4].offset)
+    return frozenset(found)

@@ -1,0 +1,601 @@
+"""An exception at every opcode of every transition, door and effect; then everything heals."""
+
+# ruff: noqa: D103 - the name of a scenario says what it is about
+
+from __future__ import annotations
+
+import gc
+import inspect
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+import pytest
+
+from forebay import NullConnectionPool, PoolTimeout
+from forebay._core import Core, Phase
+
+from .invariants import violations
+from .one_thread import Stage
+from .opcodes import Interrupter
+
+Action = Callable[[], object]
+Scenario = Callable[[Stage], tuple[Any, Action]]
+Made = tuple[Any, Action]
+
+SCENARIOS: dict[str, Scenario] = {}
+
+
+class Cancelled(BaseException):
+    """Ends a client while it waits."""
+
+
+def scenario(make: Scenario) -> Scenario:
+    """Put a scenario in the table.  It gives a pool, and the action that is interrupted."""
+    SCENARIOS[make.__name__] = make
+    return make
+
+
+def filled(stage: Stage, **options: Any) -> Any:
+    """Make a pool whose connections are open."""
+    pool = stage.pool(**({"min_size": 2} | options))
+    stage.play()
+    return pool
+
+
+def failing(*_: object) -> None:
+    """Be a callback that always fails."""
+    raise OSError("the callback fails")
+
+
+def quietly(action: Action) -> Action:
+    """Give an action whose ordinary failures are expected."""
+
+    def act() -> None:
+        with suppress(Exception, Cancelled):
+            action()
+
+    return act
+
+
+def then(*actions: Action) -> Action:
+    """One action after the other."""
+
+    def act() -> None:
+        for action in actions:
+            action()
+
+    return act
+
+
+def cancelled() -> None:
+    """End the client that waits."""
+    raise Cancelled
+
+
+# Checkout ------------------------------------------------------------------------------------
+
+
+@scenario
+def a_client_takes_an_idle_connection(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    return pool, pool.getconn
+
+
+@scenario
+def a_client_takes_the_oldest_connection(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, idle_order="fifo")
+    return pool, pool.getconn
+
+
+@scenario
+def a_client_waits_for_a_new_connection(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=0, max_size=1)
+    stage.meanwhile = [stage.play]
+    return pool, pool.getconn
+
+
+@scenario
+def a_client_waits_for_a_return(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=1)
+    lent = [pool.getconn()]
+    stage.meanwhile = [lambda: pool.putconn(lent.pop())]
+    return pool, pool.getconn
+
+
+@scenario
+def a_client_waits_in_vain(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=1)
+    lent = pool.getconn()
+    return pool, quietly(lambda: lent and pool.getconn(1.0))
+
+
+@scenario
+def a_client_will_not_wait(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=1)
+    lent = pool.getconn()
+    return pool, quietly(lambda: lent and pool.getconn(0))
+
+
+@scenario
+def a_client_is_turned_away_by_a_full_queue(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=1, max_waiting=1)
+    lent = pool.getconn()
+    stage.meanwhile = [quietly(lambda: pool.getconn(1.0))]
+    return pool, quietly(lambda: lent and pool.getconn(1.0))
+
+
+@scenario
+def a_client_is_cancelled_while_it_waits(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=1)
+    lent = pool.getconn()
+    stage.meanwhile = [cancelled]
+    return pool, quietly(lambda: lent and pool.getconn())
+
+
+@scenario
+def a_client_is_cancelled_when_it_is_served(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=1)
+    lent = [pool.getconn()]
+    stage.meanwhile = [then(lambda: pool.putconn(lent.pop()), cancelled)]
+    return pool, quietly(pool.getconn)
+
+
+@scenario
+def a_client_is_served_in_the_place_of_a_lost_connection(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=1)
+    pool.getconn()
+    stage.meanwhile = [stage.play]
+    return pool, pool.getconn
+
+
+@scenario
+def a_client_checks_its_connection(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, check=lambda conn: conn.execute("SELECT 1").rollback())
+    return pool, pool.getconn
+
+
+@scenario
+def a_client_whose_check_fails_gets_the_next_connection(stage: Stage) -> tuple[Any, Action]:
+    checked: list[int] = []
+
+    def check(conn: Any) -> None:
+        checked.append(conn.number)
+        if len(checked) == 1:
+            failing()
+
+    pool = filled(stage, check=check)
+    return pool, pool.getconn
+
+
+@scenario
+def a_client_is_cancelled_while_it_checks(stage: Stage) -> tuple[Any, Action]:
+    once = [cancelled]
+    pool = filled(stage, check=lambda _: once and once.pop()())
+    return pool, quietly(pool.getconn)
+
+
+# Checkin -------------------------------------------------------------------------------------
+
+
+@scenario
+def a_client_returns_a_connection(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    lent = [pool.getconn()]
+    return pool, lambda: pool.putconn(lent.pop())
+
+
+@scenario
+def a_client_returns_an_old_connection(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, max_lifetime=60.0)
+    lent = [pool.getconn()]
+    stage.clock.advance(100.0)
+    return pool, then(lambda: pool.putconn(lent.pop()), stage.play)
+
+
+@scenario
+def a_client_returns_a_connection_in_a_transaction(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    lent = [pool.getconn()]
+    lent[0].execute("SELECT 1")
+    return pool, lambda: pool.putconn(lent.pop())
+
+
+@scenario
+def a_client_returns_a_lost_connection(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    lent = [pool.getconn()]
+    lent[0].lose()
+    return pool, then(lambda: pool.putconn(lent.pop()), stage.play)
+
+
+@scenario
+def a_client_returns_a_connection_that_is_lost_in_the_rollback(
+    stage: Stage,
+) -> tuple[Any, Action]:
+    pool = filled(stage)
+    lent = [pool.getconn()]
+    lent[0].execute("SELECT 1")
+    stage.driver.sessions.discard(lent[0].number)
+    return pool, then(lambda: pool.putconn(lent.pop()), stage.play)
+
+
+@scenario
+def a_client_returns_a_connection_to_be_reset(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, reset=lambda conn: conn.execute("DISCARD ALL").rollback())
+    lent = [pool.getconn()]
+    lent[0].execute("SELECT 1")
+    return pool, then(lambda: pool.putconn(lent.pop()), stage.play)
+
+
+@scenario
+def a_client_returns_a_connection_whose_reset_fails(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, reset=failing)
+    lent = [pool.getconn()]
+    return pool, then(lambda: pool.putconn(lent.pop()), stage.play)
+
+
+@scenario
+def a_client_returns_a_connection_while_another_waits(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=1)
+    lent = [pool.getconn()]
+    queue_somebody(pool)
+    return pool, lambda: pool.putconn(lent.pop())
+
+
+@scenario
+def a_client_returns_a_connection_that_wait_waits_for(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    lent = [pool.getconn()]
+    stage.meanwhile = [lambda: pool.putconn(lent.pop())]
+    return pool, pool.wait
+
+
+@scenario
+def a_client_returns_a_connection_twice(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    lent = pool.getconn()
+    pool.putconn(lent)
+    return pool, quietly(lambda: pool.putconn(lent))
+
+
+@scenario
+def a_client_returns_a_connection_to_a_closed_pool(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    lent = [pool.getconn()]
+    pool.close()
+    return pool, lambda: pool.putconn(lent.pop())
+
+
+def queue_somebody(pool: Any) -> None:
+    """Leave a client in the queue who will never come for its connection."""
+    waiter = pool._flows.runtime.waiter()
+    pool._flows.carry_out(pool._core.enqueue(waiter, pool._now()))
+
+
+# Leases --------------------------------------------------------------------------------------
+
+
+@scenario
+def a_client_leases_a_connection(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+
+    def act() -> None:
+        with pool.connection():
+            pass
+
+    return pool, act
+
+
+@scenario
+def a_client_works_in_a_lease(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+
+    def act() -> None:
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+
+    return pool, act
+
+
+@scenario
+def a_client_fails_in_a_lease(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+
+    def act() -> None:
+        with pool.connection() as conn:
+            conn.execute("SELECT 1")
+            failing()
+
+    return pool, quietly(act)
+
+
+# Workers -------------------------------------------------------------------------------------
+
+
+@scenario
+def a_worker_opens_a_connection(stage: Stage) -> tuple[Any, Action]:
+    pool = stage.pool(
+        min_size=1, conninfo=lambda: "", kwargs=dict, configure=lambda c: c.rollback()
+    )
+    return pool, stage.play
+
+
+@scenario
+def a_worker_cannot_connect(stage: Stage) -> tuple[Any, Action]:
+    stage.driver.refuse(psycopg.OperationalError("server is down"))
+    pool = stage.pool(min_size=1)
+    return pool, stage.play
+
+
+@scenario
+def a_worker_cannot_connect_for_too_long(stage: Stage) -> tuple[Any, Action]:
+    stage.driver.refuse(psycopg.OperationalError("server is down"))
+    pool = stage.pool(min_size=1, reconnect_timeout=0.0, reconnect_failed=failing)
+    return pool, stage.play
+
+
+@scenario
+def a_worker_cannot_configure(stage: Stage) -> tuple[Any, Action]:
+    attempts: list[object] = []
+
+    def configure(conn: Any) -> None:
+        attempts.append(conn.number)
+        if len(attempts) == 1:
+            conn.execute("BEGIN")
+
+    pool = stage.pool(min_size=1, configure=configure)
+    return pool, stage.play
+
+
+@scenario
+def a_null_pool_opens_and_closes(stage: Stage) -> tuple[Any, Action]:
+    pool = stage.pool(NullConnectionPool, max_size=2)
+    stage.meanwhile = [stage.play]
+    return pool, then(lambda: pool.putconn(pool.getconn()), stage.play)
+
+
+@scenario
+def a_null_pool_cannot_connect(stage: Stage) -> tuple[Any, Action]:
+    stage.driver.refuse(psycopg.OperationalError("server is down"))
+    pool = stage.pool(NullConnectionPool, max_size=2)
+    stage.meanwhile = [stage.play]
+    return pool, quietly(pool.getconn)
+
+
+# The pool ------------------------------------------------------------------------------------
+
+
+@scenario
+def a_pool_opens(stage: Stage) -> tuple[Any, Action]:
+    pool = stage.pool(min_size=1, open=False)
+    return pool, pool.open
+
+
+@scenario
+def a_pool_is_waited_for(stage: Stage) -> tuple[Any, Action]:
+    pool = stage.pool(min_size=2)
+    stage.meanwhile = [stage.play]
+    return pool, pool.wait
+
+
+@scenario
+def a_pool_is_waited_for_in_vain(stage: Stage) -> tuple[Any, Action]:
+    pool = stage.pool(min_size=2)
+    return pool, quietly(lambda: pool.wait(1.0))
+
+
+@scenario
+def a_pool_is_drained(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, max_size=3)
+    lent = pool.getconn()
+    return pool, then(lambda: lent and pool.drain(), stage.play)
+
+
+@scenario
+def a_pool_grows(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    return pool, then(lambda: pool.resize(3, 4), stage.play)
+
+
+@scenario
+def a_pool_shrinks(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=3, max_size=4)
+    lent = [pool.getconn(), pool.getconn()]
+    return pool, then(lambda: lent and pool.resize(1, 1), stage.play)
+
+
+@scenario
+def a_pool_is_checked(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    conn = pool.getconn()
+    pool.putconn(conn)
+    conn.lose()
+    del conn
+    return pool, then(lambda: pool.check(), stage.play)
+
+
+@scenario
+def a_pool_is_maintained(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=1, max_size=3, max_idle=60.0, max_lifetime=100.0)
+    stage.meanwhile = [stage.play]
+    young, old = pool.getconn(), pool.getconn()
+    pool.putconn(young)
+    stage.clock.advance(70.0)
+    pool.putconn(old)
+    stage.clock.advance(29.0)
+    return pool, then(lambda: pool._flows.maintain(), stage.play)
+
+
+@scenario
+def a_pool_in_turn_is_maintained(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=1, max_size=3, max_idle=60.0, idle_order="fifo")
+    pool.putconn(pool.getconn())
+    stage.clock.advance(70.0)
+    return pool, then(lambda: pool._flows.maintain(), stage.play)
+
+
+@scenario
+def a_pool_finds_lost_connections(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    pool.getconn()
+    pool.getconn()
+    return pool, then(lambda: pool._flows.maintain(), stage.play)
+
+
+@scenario
+def a_pool_reclaims_a_lent_connection_that_was_closed(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    lent = pool.getconn()
+    lent.close()
+    return pool, lambda: lent and pool._flows.maintain()
+
+
+@scenario
+def a_pool_is_filled_once(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=0, max_size=2)
+    return pool, then(lambda: pool._flows.transition("fill", 2), stage.play)
+
+
+@scenario
+def a_client_that_will_not_wait_has_a_connection_opened(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=0, max_size=2)
+    pool._core.eager = True
+    waiter = pool._flows.runtime.waiter()
+    pool._flows.carry_out(pool._core.enqueue(waiter, pool._now()))
+    stage.meanwhile = [lambda: None, stage.play]
+    return pool, quietly(lambda: pool.getconn(0))
+
+
+@scenario
+def a_pool_tells_its_counters(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    return pool, lambda: (pool.get_stats(), pool.pop_stats(), repr(pool))
+
+
+@scenario
+def a_pool_is_closed(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, max_size=3)
+    lent = [pool.getconn()]
+    pool.drain()
+    return pool, lambda: lent and pool.close()
+
+
+@scenario
+def a_pool_is_closed_while_a_client_waits(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, min_size=1)
+    lent = pool.getconn()
+    stage.meanwhile = [pool.close]
+    return pool, quietly(lambda: lent and pool.getconn())
+
+
+@scenario
+def a_pool_is_closed_while_it_is_waited_for(stage: Stage) -> tuple[Any, Action]:
+    pool = stage.pool(min_size=1)
+    stage.meanwhile = [pool.close]
+    return pool, quietly(pool.wait)
+
+
+# The tests -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Pass over what the pool logs, and over flows that were interrupted before they began."""
+    logging.disable()  # a handler may keep records, whose errors keep frames, whose locals count
+    gc.collect()
+    gc.freeze()  # healing collects often
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
+    gc.unfreeze()
+    logging.disable(logging.NOTSET)
+
+
+def interrupt(make: Scenario, at: int | None) -> tuple[Interrupter, list[str]]:
+    """Play a scenario, interrupt it, let it heal; returns what is still wrong then."""
+    interrupter = Interrupter(at)
+    stage = Stage()
+    with stage.set():
+        pool, act = make(stage)
+        pool.timeout = 5.0
+        interrupter.run(act)
+        del act
+        stage.meanwhile = []
+        stage.driver.accept()
+        wrong = heal(stage, pool)
+        if wrong:
+            gc.collect()
+            wrong = heal(stage, pool)
+    return interrupter, wrong
+
+
+def heal(stage: Stage, pool: Any) -> list[str]:
+    """Do what happens by itself in time, then see whether the pool is as good as new."""
+    if pool.closed:
+        pool.close() if pool._core.phase is Phase.CLOSED else pool.open()
+    pool.check()
+    stage.settle(pool)
+    core = pool._core
+    wrong = violations(core)
+    wrong += [f"{name} is not empty" for name in ("granted", "retiring") if getattr(core, name)]
+    if any(lock.entered for lock in stage.locks):
+        return [*wrong, "a lock is still held"]
+    if wrong:
+        return wrong
+    kept = {entry.conn.number for entry in core.idle}
+    if kept != stage.driver.sessions:
+        wrong.append(f"sessions {stage.driver.sessions} live, and {kept} are idle")
+    if core.phase is not Phase.CLOSED:
+        wrong += serve(stage, pool)
+    return wrong
+
+
+def serve(stage: Stage, pool: Any) -> Iterator[str]:
+    """See whether as many clients as the pool has room for get a good connection each."""
+    stage.meanwhile = [stage.play] * 20
+    pool._flows.check = None
+    try:
+        conns = [pool.getconn() for _ in range(pool.max_size)]
+    except PoolTimeout as error:
+        yield f"the pool cannot serve {pool.max_size} clients: {error}"
+        return
+    if len({conn.number for conn in conns}) < len(conns):
+        yield "a connection is lent twice"
+    if any(conn.closed or pool._unclean(conn) for conn in conns):
+        yield "a connection is lent that is not good"
+    pool._flows.reset = pool._reset = None
+    for conn in conns:
+        pool.putconn(conn)
+    stage.settle(pool)
+    yield from violations(pool._core)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_pool_heals_from_an_exception_at_any_opcode(name: str) -> None:
+    """Whatever is interrupted wherever, afterwards nothing is lost and everybody is served."""
+    counted, wrong = interrupt(SCENARIOS[name], None)
+    assert not wrong
+    assert counted.count > 0
+    broken: list[str] = []
+    for at in range(1, counted.count + 1):
+        interrupter, wrong = interrupt(SCENARIOS[name], at)
+        assert interrupter.count == at, "the scenario is not deterministic"
+        if wrong:
+            function, offset = interrupter.where
+            broken.append(f"{function}, opcode at {offset}: {'; '.join(wrong)}")
+    assert not broken, "\n".join(broken)
+
+
+def test_every_transition_is_interrupted() -> None:
+    """No method of the core is left out by the scenarios above."""
+    interrupted = {at for make in SCENARIOS.values() for at in interrupt(make, None)[0].seen}
+    counts = Counter(function for function, _ in interrupted)
+    for function in sorted(counts):
+        print(f"{counts[function]:5} opcodes  {function}")  # noqa: T201
+    methods = {f"Core.{name}" for name, _ in inspect.getmembers(Core, inspect.isfunction)}
+    assert methods - {"Core.__init__"} <= set(counts)

@@ -1,0 +1,1 @@
+"""The third runtime: it explores what threads and asyncio may do with the shipped pool."""

@@ -1,0 +1,302 @@
+"""The configurations that are explored, each with its bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
+
+IO = frozenset({"connect", "configure", "check", "reset", "rollback", "ping", "close"})
+ANY = IO | {"wait"}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A pool, its clients, and what may happen to them."""
+
+    name: str
+    # The pool.  Durations are whole numbers: the fingerprint takes every float for a moment.
+    min_size: int = 1
+    max_size: float = 2
+    keep: float = inf
+    retrying: bool = True
+    eager: bool = False
+    lifo: bool = True
+    max_waiting: int = 0
+    max_lifetime: float = inf
+    max_idle: float = inf
+    reconnect_timeout: float = inf
+    num_workers: int = 2
+    configure: bool = False
+    check: bool = False
+    reset: bool = False
+    # Its clients.
+    clients: int = 2
+    operations: int = 1  # checkouts of each client
+    timeout: float = inf
+    # What may happen.
+    orders: tuple[str, ...] = ()  # what is done to the pool: each once, at any moment
+    fails: frozenset[str] = frozenset()  # requests that may fail
+    cancels: frozenset[str] = frozenset()  # requests that may be cancelled
+    returns: tuple[str, ...] = ()  # "unclean", "dropped": besides clean
+    cuts: bool = False  # whether the server ends sessions of lent connections
+    mishaps: int = 0  # failures, cancellations and bad returns in all
+    ticks: float = inf  # how often time passes at most
+    clock: str = ""  # "free": time passes at any moment, "quiet": when nothing else can happen
+    preempted: bool = False  # whether others may run after each transition, as threads do
+    chance: float = 0.5
+
+    def bounds(self) -> str:
+        """The bounds of the exploration, in a few words."""
+        parts = [f"{self.min_size}..{self.max_size} conn", f"{self.clients}x{self.operations} ops"]
+        if self.mishaps:
+            parts.append(f"{self.mishaps} mishaps")
+        parts.extend(self.orders)
+        parts.extend(n for n in ("configure", "check", "reset") if getattr(self, n))
+        if self.clock and self.ticks < inf:
+            parts.append(f"{self.ticks} ticks")
+        elif self.clock:
+            parts.append(f"{self.clock} clock")
+        if self.preempted:
+            parts.append("preempted")
+        return ", ".join(parts)
+
+
+NULL: Any = {"min_size": 0, "keep": 0, "retrying": False}
+
+
+def _some(*kinds: str) -> frozenset[str]:
+    return frozenset(kinds)
+
+
+TABLE = (
+    # The hot path and the queue.
+    Configuration("plain", clients=3, operations=2),
+    Configuration(
+        "main",
+        clients=3,
+        operations=2,
+        cuts=True,
+        fails=_some("connect"),
+        cancels=_some("wait", "connect"),
+        mishaps=1,
+        clock="quiet",
+    ),
+    Configuration(
+        "cancelled",
+        clients=3,
+        fails=_some("connect"),
+        cancels=ANY,
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "timeouts",
+        clients=3,
+        max_size=1,
+        timeout=1,
+        fails=_some("connect"),
+        mishaps=1,
+        clock="free",
+    ),
+    Configuration("no waiting", max_size=1, operations=2, timeout=0),
+    Configuration(
+        "max_waiting",
+        max_size=1,
+        max_waiting=1,
+        clients=3,
+        operations=2,
+        cancels=_some("wait"),
+        mishaps=1,
+    ),
+    Configuration("plain preempted", clients=3, preempted=True),
+    Configuration(
+        "timeouts preempted",
+        max_size=1,
+        timeout=1,
+        clock="free",
+        ticks=2,
+        preempted=True,
+    ),
+    # What comes back, and what is lost.
+    Configuration(
+        "bad returns",
+        operations=2,
+        returns=("unclean", "dropped"),
+        fails=_some("rollback"),
+        cancels=_some("rollback"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "cut off",
+        cuts=True,
+        returns=("unclean",),
+        cancels=_some("wait", "rollback"),
+        mishaps=2,
+        clock="free",
+    ),
+    # Callbacks.
+    Configuration(
+        "configure",
+        configure=True,
+        fails=_some("configure", "connect"),
+        cancels=_some("configure", "close"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "check",
+        check=True,
+        cuts=True,
+        fails=_some("check"),
+        cancels=_some("check", "close"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "check alone",
+        check=True,
+        max_size=1,
+        operations=2,
+        fails=_some("check"),
+        cancels=_some("check"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "reset",
+        reset=True,
+        operations=2,
+        returns=("unclean",),
+        fails=_some("reset", "rollback"),
+        cancels=_some("reset"),
+        mishaps=1,
+    ),
+    Configuration(
+        "reset preempted",
+        reset=True,
+        max_size=1,
+        fails=_some("reset"),
+        mishaps=1,
+        preempted=True,
+    ),
+    # Null pools.
+    Configuration(
+        "null",
+        **NULL,
+        operations=2,
+        fails=_some("connect"),
+        cancels=_some("wait", "connect"),
+        mishaps=1,
+        clock="quiet",
+    ),
+    Configuration(
+        "null and reset",
+        **NULL,
+        reset=True,
+        fails=_some("reset", "connect"),
+        cancels=_some("reset"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "at once or never",
+        min_size=0,
+        keep=1,
+        retrying=False,
+        eager=True,
+        timeout=0,
+        fails=_some("connect"),
+        cancels=_some("wait", "connect"),
+        mishaps=1,
+        clock="quiet",
+    ),
+    Configuration(
+        "at once, and drain",
+        min_size=0,
+        max_size=1,
+        keep=1,
+        retrying=False,
+        eager=True,
+        timeout=0,
+        orders=("drain",),
+        fails=_some("connect"),
+        cancels=_some("wait", "connect"),
+        mishaps=1,
+        clock="quiet",
+    ),
+    # What is done to the pool.
+    Configuration("drain", orders=("drain",), operations=2),
+    Configuration(
+        "drain and failures",
+        orders=("drain",),
+        max_size=1,
+        fails=_some("connect"),
+        cancels=_some("connect", "wait"),
+        mishaps=1,
+        clock="quiet",
+    ),
+    Configuration("drain and reset", orders=("drain",), reset=True),
+    Configuration("resize", orders=("resize 0 1", "resize 2 3"), clients=3),
+    Configuration("wait and drain", orders=("wait", "drain"), min_size=2, clients=1),
+    Configuration(
+        "wait and close",
+        orders=("wait", "close"),
+        min_size=2,
+        clients=1,
+        cancels=_some("wait"),
+        mishaps=1,
+    ),
+    Configuration(
+        "verify",
+        orders=("verify",),
+        operations=2,
+        fails=_some("ping"),
+        cancels=_some("ping"),
+        mishaps=1,
+    ),
+    Configuration("verify preempted", orders=("verify",), max_size=1, preempted=True),
+    Configuration(
+        "verify and close",
+        orders=("verify", "close"),
+        min_size=2,
+        clients=1,
+        fails=_some("ping"),
+        mishaps=1,
+    ),
+    Configuration(
+        "close",
+        orders=("close",),
+        cuts=True,
+        reset=True,
+        returns=("unclean",),
+        fails=_some("connect"),
+        cancels=_some("connect", "close", "wait", "reset"),
+        mishaps=1,
+    ),
+    Configuration("close preempted", orders=("close",), max_size=1, preempted=True),
+    # Time.
+    Configuration("expiry", max_lifetime=2, operations=2, clock="quiet", chance=0.0),
+    Configuration("expiry alone", max_size=1, max_lifetime=2, clock="free", ticks=4),
+    Configuration("shrink", min_size=0, max_idle=2, clock="free"),
+    Configuration("shrink in turn", lifo=False, min_size=0, max_idle=2, clock="free"),
+    Configuration(
+        "gave up",
+        reconnect_timeout=1,
+        fails=_some("connect"),
+        mishaps=3,
+        clock="quiet",
+    ),
+)
+
+#: Larger bounds: one more mishap, or one more operation where there are none.
+DEEP = tuple(
+    replace(c, mishaps=c.mishaps + 1) if c.mishaps else replace(c, operations=c.operations + 1)
+    for c in TABLE
+)
+
+
+def named(name: str) -> Configuration:
+    """The configuration of that name."""
+    return next(config for config in TABLE if config.name == name)

@@ -1,0 +1,136 @@
+"""A driver whose server is the explorer: it decides how each request ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from forebay._entry import Entry
+
+from .runtime import ask
+
+
+class Failure(Exception):
+    """What a connect, a callback or a round trip may raise."""
+
+
+class Cancelled(BaseException):
+    """A cancellation, as asyncio throws it into a task."""
+
+
+class Refused(Exception):
+    """What a pool raises to a client it does not serve."""
+
+
+class Refusals:
+    """The exceptions of a model pool."""
+
+    def closed(self, _core: Any) -> Exception:
+        """The pool is not open."""
+        return Refused("closed")
+
+    def full(self, _core: Any) -> Exception:
+        """Too many wait."""
+        return Refused("full")
+
+    def timeout(self, _core: Any, _timeout: float) -> Exception:
+        """Time is up."""
+        return Refused("timeout")
+
+
+class Connection:
+    """A connection, and what the explorer did to it."""
+
+    __slots__ = (
+        "__weakref__",
+        "_driver",
+        "closed",
+        "entry",
+        "excused",
+        "generation",
+        "number",
+        "spoiled",
+        "state",
+    )
+
+    def __init__(self, driver: ModelDriver, number: int, generation: int) -> None:
+        self._driver = driver
+        self.number = number
+        self.generation = generation
+        self.entry: Entry | None = None
+        self.state = "clean"  # or "unclean" (in a transaction), or "broken"
+        self.closed = 0  # how often
+        self.spoiled = False  # something that was done to it has failed or was cut short
+        self.excused = False  # may be dropped without having been closed
+
+    @property
+    def drained(self) -> bool:
+        """Whether drain() was called after its opening had begun."""
+        return self.generation < self._driver.generation
+
+    def __repr__(self) -> str:
+        return f"connection {self.number}"
+
+    def __del__(self) -> None:
+        if not self.closed and not self.excused:
+            self._driver.dropped_open.append(self.number)
+
+
+class ModelDriver:
+    """Connects to nothing."""
+
+    ProgrammingError = Failure
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self.generation = 0  # how often the pool was drained
+        self.dropped_open: list[int] = []  # connections dropped without having been closed
+
+    def refusals(self, _name: str) -> Refusals:
+        """The exceptions of the pool."""
+        return Refusals()
+
+    def adopt(self, conn: Connection, entry: Entry) -> None:
+        """Attach the entry."""
+        conn.entry = entry
+
+    def entry(self, conn: Connection) -> Entry:
+        """The entry attached."""
+        assert conn.entry is not None
+        return conn.entry
+
+    def unclean(self, conn: Connection) -> bool:
+        """Whether it is anything but clean."""
+        return conn.state != "clean"
+
+    def usable(self, conn: Connection) -> bool:
+        """Whether it works."""
+        return conn.state != "broken"
+
+    def closed(self, conn: Connection) -> bool:
+        """Whether the server has cut it off."""
+        return conn.state == "broken"
+
+    def describe(self, conn: Connection) -> str:
+        """Its state."""
+        return conn.state
+
+    async def connect(self, *_parameters: Any) -> Connection:
+        """Open a connection."""
+        generation = self.generation
+        await ask("connect")
+        self.connections += 1
+        return Connection(self, self.connections, generation)
+
+    async def close(self, conn: Connection) -> None:
+        """Close it: even a close that fails or is cut short has closed the socket."""
+        conn.closed += 1
+        await ask("close", conn)
+
+    async def rollback(self, conn: Connection) -> None:
+        """End the transaction."""
+        await ask("rollback", conn)
+        conn.state = "clean"
+
+    async def ping(self, conn: Connection) -> None:
+        """Make a round trip."""
+        await ask("ping", conn)

@@ -1,0 +1,349 @@
+"""What must hold in every reachable state: each invariant one line with its sentence."""
+
+from __future__ import annotations
+
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from math import inf
+from types import CoroutineType, GeneratorType
+from typing import Any, NamedTuple
+
+from forebay._entry import EVICTED, IDLE, LENT, OPENING, RETIRED, SERVICE, Effects, Entry, Permit
+from forebay._policy import MAINTENANCE_INTERVAL, PROBE_INTERVAL, growth
+
+from .driver import Connection
+from .fingerprint import core_tokens
+from .runtime import ModelWaiter
+from .world import World
+
+
+class View:
+    """A state as the invariants read it."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.core = world.core
+        self.phase: str = world.core.phase.name
+        self.open = self.phase == "OPEN"
+        self.entries: list[Entry] = list(world.core.entries)
+        self.lost: set[int] = {id(held) for held in world.core.lost}
+        self.now = world.runtime.time
+        self.everywhere: list[Entry] = [*self.entries, *world.core.retiring]
+        self.given_out = [e for e in self.entries if e.place is not IDLE and not e.ordered]
+        self.waiters = world.waiters()
+        self.queued: list[ModelWaiter] = [*world.core.waiting, *world.core.watching]
+
+    @cached_property
+    def in_frames(self) -> list[Any]:
+        """Everything that suspended flows hold."""
+        flows: list[Any] = [task.coro for task in self.world.tasks.values()]
+        found: list[Any] = []
+        for flow in flows:
+            for thing in gc.get_referents(flow):
+                (flows if isinstance(thing, CoroutineType | GeneratorType) else found).append(thing)
+        return found
+
+    @property
+    def arrivals(self) -> list[int]:
+        """When those who wait have come, in the order of the queue."""
+        return [waiter.arrival for waiter in self.core.waiting]
+
+    @cached_property
+    def effects(self) -> list[Effects]:
+        """What transitions have asked for and no flow has carried out yet."""
+        return [thing for thing in self.in_frames if type(thing) is Effects]
+
+    @cached_property
+    def ready(self) -> list[Connection]:
+        """Connections that are idle or with a client, or granted to one."""
+        idle = [entry.conn for entry in self.core.idle]
+        granted = [waiter.conn for waiter in self.granted_waiters if waiter.conn is not None]
+        return [*idle, *granted, *(c.conn for c in self.world.clients if c.conn is not None)]
+
+    @cached_property
+    def granted_waiters(self) -> list[ModelWaiter]:
+        """Waiters that have been served, wherever they are."""
+        everyone = [*self.waiters, *(w for w in self.in_frames if type(w) is ModelWaiter)]
+        return [w for w in {id(w): w for w in everyone}.values() if w not in self.core.waiting]
+
+    @cached_property
+    def at_work(self) -> list[Connection]:
+        """Connections on which a request is under way."""
+        subjects = [task.request.subject for task in self.world.tasks.values()]
+        return [subject for subject in subjects if isinstance(subject, Connection)]
+
+    @cached_property
+    def ordered(self) -> list[Connection]:
+        """Connections that wait for a worker."""
+        return [e.conn for e in self.everywhere if e.ordered and e.conn is not None]
+
+    @cached_property
+    def ended(self) -> bool:
+        """Whether all clients have done what they wanted, and all work is done."""
+        clients = all(not c.left and c.conn is None for c in self.world.clients)
+        return clients and not self.world.tasks and not self.world.runtime.jobs
+
+    def at(self, place: object) -> list[Entry]:
+        """The entries at a place."""
+        return [entry for entry in self.entries if entry.place is place]
+
+    @property
+    def kept(self) -> int:
+        """How many connections are to be kept."""
+        return sum(entry.expires_at != EVICTED for entry in self.entries)
+
+    @property
+    def unbegun(self) -> list[Entry]:
+        """Permits that nobody has taken up."""
+        return [entry for entry in self.at(OPENING) if entry.ordered]
+
+    def idle_is_sound(self) -> bool:
+        """Whether the idle queue and the idle entries are the same, and have connections."""
+        idle = self.core.idle
+        full = all(entry.conn is not None for entry in idle)
+        return full and _unique(idle) and set(self.at(IDLE)) == set(idle)
+
+    def in_hands(self, entry: Entry, *, dropped: bool = True) -> bool:
+        """Whether what was given out for an entry is with a flow, a waiter or a client.
+
+        With `dropped`, it may also have been dropped without a word, if that has been noted.
+        """
+        thing = entry.ref() if entry.ref is not None else None
+        if thing is None:
+            return dropped and id(entry.ref) in self.lost
+        return any(thing is held for held in [*self.in_frames, *self.ready])
+
+    def will_begin(self, entry: Entry) -> bool:
+        """Whether a worker will take the entry up."""
+        asked = any(entry in effects.start for effects in self.effects)
+        return asked or entry in self.world.runtime.jobs or self._inline(entry)
+
+    def _inline(self, entry: Entry) -> bool:
+        """A closed pool's client does the work itself."""
+        return self.phase == "CLOSED" and any(thing is entry for thing in self.in_frames)
+
+    def will_wake(self, waiter: ModelWaiter) -> bool:
+        """Whether a waiter that is served will learn of it."""
+        return waiter.woken or any(waiter in effects.wake for effects in self.effects)
+
+    def wanted(self) -> int:
+        """How many more connections should be opening now."""
+        core = self.core
+        if not self.open or core.failures or core.lost:
+            return 0
+        return growth(
+            target=core.target,
+            size=len(self.entries),
+            max_size=core.max_size,
+            waiting=len(core.waiting),
+            opening=core.opening,
+            width=core.num_workers if core.retrying else inf,
+        )
+
+    def needs_probe(self) -> bool:
+        """Whether somebody waits, connecting has failed, and there is room for an attempt."""
+        core = self.core
+        room = self.open and not core.opening and len(self.entries) < core.max_size
+        return bool(core.waiting and core.failures and room)
+
+    def something_comes(self) -> bool:
+        """Whether those who wait have something to wait for besides their own time-out."""
+        core = self.core
+        probe = core.failures and core.due <= core.retry_at
+        return bool(core.opening or core.lent or core.lost or probe)
+
+
+class Invariant(NamedTuple):
+    """A property: the sentence that states it, and the line that checks it."""
+
+    sentence: str
+    holds: Callable[[View], bool]
+
+
+def _unique(things: Iterable[object]) -> bool:
+    return max(Counter(map(id, things)).values(), default=0) <= 1
+
+
+def _audit_changes_nothing(v: View) -> bool:
+    """Run audit(), which ends the life of this world."""
+    if v.core.lost or not v.open:
+        return True
+    before, effects = core_tokens(v.world), Effects()
+    v.core.audit(v.world.runtime.now(), effects)
+    return core_tokens(v.world) == before and all(entry.ordered for entry in effects.start)
+
+
+#: In every state.
+STATE = (
+    Invariant(
+        "No flow ends with an error that is not its own.", lambda v: v.world.surprise is None
+    ),
+    Invariant("Nobody waits while holding the lock.", lambda v: not v.world.runtime.lock.held),
+    # Entries
+    Invariant(
+        "An idle entry is in the idle queue, once, with its connection.",
+        lambda v: v.idle_is_sound(),
+    ),
+    # Connections
+    Invariant(
+        "No connection is in two places.", lambda v: _unique([*v.ready, *v.at_work, *v.ordered])
+    ),
+    Invariant(
+        "A connection that is ready is in no transaction.",
+        lambda v: all(c.state != "unclean" for c in v.ready),
+    ),
+    Invariant(
+        "A connection that is ready is not closed.", lambda v: not any(c.closed for c in v.ready)
+    ),
+    Invariant(
+        "A connection on which something failed or was cut short is never ready again.",
+        lambda v: not any(c.spoiled for c in v.ready),
+    ),
+    Invariant("No connection is closed twice.", lambda v: all(c.closed <= 1 for c in v.at_work)),
+    Invariant(
+        "No connection is dropped without being closed, unless its client drops it.",
+        lambda v: not v.world.driver.dropped_open,
+    ),
+    Invariant(
+        "A connection whose time was over when it came back is not kept.",
+        lambda v: all(e.expires_at > e.idle_since for e in v.core.idle),
+    ),
+    Invariant(
+        "A drained connection is not idle.", lambda v: not any(e.conn.drained for e in v.core.idle)
+    ),
+    Invariant(
+        "What is lent is not referred to by the pool.",
+        lambda v: all(e.conn is None for e in v.at(LENT)),
+    ),
+    Invariant(
+        "What is in service is in a worker's hands.",
+        lambda v: all(v.in_hands(e, dropped=False) for e in v.given_out if e.place is SERVICE),
+    ),
+    Invariant(
+        "What is given out is in somebody's hands, or known to be lost.",
+        lambda v: all(v.in_hands(e) for e in v.given_out),
+    ),
+    Invariant(
+        "No entry is both in the pool and retired.",
+        lambda v: all((e.place is RETIRED) == (e not in v.core.entries) for e in v.everywhere),
+    ),
+    Invariant(
+        "A retired entry is listed until its connection is closed.",
+        lambda v: all(c.entry in v.core.retiring for c in v.at_work if c.closed),
+    ),
+    Invariant(
+        "What is ordered will be begun.",
+        lambda v: all(v.will_begin(e) for e in v.everywhere if e.ordered),
+    ),
+    # Sizes and permits
+    Invariant(
+        "The pool is never larger than max_size, but for evicted connections.",
+        lambda v: v.kept <= v.core.max_size and len(v.entries) <= v.world.largest,
+    ),
+    Invariant(
+        "The count of openings is the number of permits.",
+        lambda v: v.core.opening == len(v.at(OPENING)),
+    ),
+    Invariant(
+        "Every permit that was taken up is held by a worker.",
+        lambda v: all(
+            isinstance(e.ref and e.ref(), Permit) for e in v.given_out if e.place is OPENING
+        ),
+    ),
+    Invariant("What is wanted is being opened.", lambda v: v.wanted() == 0),
+    Invariant(
+        "A pool keeps no more idle connections than it should.",
+        lambda v: len(v.core.idle) <= v.core.keep,
+    ),
+    # Clients
+    Invariant(
+        "Nobody waits beside an idle connection.", lambda v: not (v.core.idle and v.core.waiting)
+    ),
+    Invariant(
+        "Nobody is stranded: something comes to those who wait.",
+        lambda v: not v.core.waiting or v.something_comes(),
+    ),
+    Invariant(
+        "Who waits is in the queue, or was served and will be woken.",
+        lambda v: all(w in v.queued or v.will_wake(w) for w in v.waiters),
+    ),
+    Invariant(
+        "Who is listed as granted will be woken.",
+        lambda v: all(v.will_wake(w) for w in v.core.granted),
+    ),
+    Invariant(
+        "Nobody is in the queue who does not wait.",
+        lambda v: all(any(w is x for x in v.in_frames) for w in v.queued),
+    ),
+    Invariant(
+        "The queue is in order of arrival.",
+        lambda v: v.arrivals == sorted(v.arrivals),
+    ),
+    Invariant(
+        "The queue is never longer than max_waiting.",
+        lambda v: not v.core.max_waiting or len(v.core.waiting) <= v.core.max_waiting,
+    ),
+    Invariant(
+        "wait() does not wait while min_size connections are idle.",
+        lambda v: not v.core.watching or len(v.core.idle) < v.core.min_size,
+    ),
+    # The pool's life
+    Invariant(
+        "While the pool is open, maintenance is due within a second.",
+        lambda v: not v.open or v.core.due <= v.now + MAINTENANCE_INTERVAL,
+    ),
+    Invariant(
+        "Who waits while connecting fails is not made to wait for a long backoff.",
+        lambda v: (
+            not v.needs_probe() or v.core.due <= max(v.now, v.core.failed_at + PROBE_INTERVAL)
+        ),
+    ),
+    Invariant(
+        "A closed pool is empty but for what is lent, and nobody waits for it.",
+        lambda v: v.phase != "CLOSED" or not (v.core.idle or v.queued or v.unbegun),
+    ),
+    # The end
+    Invariant(
+        "In the end all connections are idle or closed.",
+        lambda v: not v.ended or bool(v.lost) or set(v.everywhere) == set(v.core.idle),
+    ),
+    Invariant(
+        "In the end nobody is left in a list of the pool.",
+        lambda v: not (v.ended and (v.queued or v.core.granted)),
+    ),
+    # Last, because it may change the world:
+    Invariant(
+        "Where nothing is amiss, audit() only orders again what has not begun.",
+        _audit_changes_nothing,
+    ),
+)
+
+
+class Queue:
+    """Who waits, before a step."""
+
+    def __init__(self, world: World) -> None:
+        self.waiting: list[ModelWaiter] = list(world.core.waiting)
+
+    def overtaken(self, world: World) -> bool:
+        """Whether somebody was served in the step while one who came earlier still waits."""
+        still = [waiter in world.core.waiting for waiter in self.waiting]
+        first = still.index(True) if True in still else len(still)
+        return any(waiter.entry is not None for waiter in self.waiting[first:])
+
+
+#: Of every step.
+OVERTAKEN = "Nobody overtakes: clients are served in order of arrival."
+
+#: Of the whole graph of states.
+LIVENESS = "From every state, without further mishaps, everybody is served or timed out in the end."
+
+
+def violated(view: View) -> str | None:
+    """The first invariant that does not hold."""
+    for invariant in STATE:
+        if not invariant.holds(view):
+            return invariant.sentence
+    return None

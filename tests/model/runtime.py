@@ -1,0 +1,130 @@
+"""A runtime in which nothing happens by itself: the explorer chooses what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from types import TracebackType, coroutine
+from typing import Any, NamedTuple
+
+from forebay._entry import Entry
+from forebay._flows import Flows
+from forebay._runtime import Job
+
+
+class Request(NamedTuple):
+    """What a suspended flow waits for."""
+
+    kind: str
+    subject: Any = None
+    deadline: float | None = None
+
+
+@coroutine
+def ask(kind: str, subject: Any = None, deadline: float | None = None) -> Generator[Any, Any, Any]:
+    """Suspend the calling flow until the explorer has decided how the request ends."""
+    return (yield Request(kind, subject, deadline))
+
+
+class Lock:
+    """Not a lock but a witness: transitions must not nest, and nobody may wait inside one."""
+
+    def __init__(self) -> None:
+        self.held = False
+
+    def __enter__(self) -> None:
+        if self.held:
+            raise RuntimeError("the lock was taken twice")
+        self.held = True
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.held = False
+
+
+class ModelWaiter:
+    """A waiter that remembers that it was woken; the explorer lets it go on some time later."""
+
+    __slots__ = ("_runtime", "arrival", "conn", "entry", "error", "ready", "since", "woken")
+
+    def __init__(self, runtime: ModelRuntime, arrival: int) -> None:
+        self._runtime = runtime
+        self.arrival = arrival  # read by an invariant only
+        self.entry: Entry | None = None
+        self.conn: Any = None
+        self.error: BaseException | None = None
+        self.ready = False
+        self.since = 0.0
+        self.woken = False
+
+    async def wait(self, timeout: float | None) -> None:
+        """Suspend until woken or timed out."""
+        deadline = None if timeout is None else self._runtime.now() + timeout
+        await ask("wait", self, deadline)
+
+    def wake(self) -> None:
+        """Allow the client to go on."""
+        self.woken = True
+
+
+class PendingJob(NamedTuple):
+    """A job that was spawned and has not begun."""
+
+    number: int
+    key: object
+    job: Job
+    opening: bool
+
+
+class ModelRuntime:
+    """Time is a number, chance is fixed, jobs begin when the explorer says so.
+
+    Lanes are not modelled: any number of jobs may run at once and begin in any order, which
+    includes every order that lanes of any width allow.
+    """
+
+    def __init__(self, chance: float) -> None:
+        self.lock = Lock()
+        self.time = 0.0
+        self.jobs: dict[object, PendingJob] = {}
+        self.spawned = 0
+        self.arrivals = 0
+        self.ended = False  # nothing suspends any more
+        self._chance = chance
+
+    def now(self) -> float:
+        """Seconds since the world began."""
+        return self.time
+
+    def chance(self) -> float:
+        """Always the same number."""
+        return self._chance
+
+    def waiter(self) -> ModelWaiter:
+        """A new waiter."""
+        self.arrivals += 1
+        return ModelWaiter(self, self.arrivals)
+
+    def spawn(self, key: object, job: Job, *, opening: bool) -> None:
+        """Keep the job; the explorer begins it."""
+        if key not in self.jobs:
+            self.spawned += 1
+            self.jobs[key] = PendingJob(self.spawned, key, job, opening)
+
+    def alarm(self, at: float) -> None:
+        """Nothing to do: the world reads `core.due` itself."""
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call what the user gave us, and await it."""
+        return await function(*args)
+
+    def start(self, flows: Flows, name: str) -> None:
+        """Nothing to do: the world calls maintain() when it is due."""
+
+    async def stop(self, _timeout: float) -> bool:
+        """End at a moment the explorer chooses, whether the jobs have ended or not."""
+        await ask("stop")
+        return not self.jobs

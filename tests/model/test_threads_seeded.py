@@ -1,0 +1,144 @@
+"""Small mistakes that only threads suffer from: the exploration finds each."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from forebay import ConnectionPool
+from forebay._core import Core
+from forebay._flows import Flows
+from forebay._threads import Lane, Maintenance, Threads, ThreadWaiter
+
+from .test_threads import SCENARIOS
+from .threads import explore
+
+
+@dataclass
+class Mutation:
+    """A method, and what is wrong in its text: what stands there, and what should not."""
+
+    owner: type
+    name: str
+    changes: dict[str, str]
+
+    def apply(self) -> Any:
+        """Patch the method; what is changed must stand in it once."""
+        function: Callable[..., Any] = getattr(self.owner, self.name)
+        source = textwrap.dedent(inspect.getsource(function))
+        for right, wrong in self.changes.items():
+            assert source.count(right) == 1, f"{right!r} is not in {self.name} once"
+            source = source.replace(right, wrong)
+        scope: dict[str, Any] = {}
+        code = compile(source, f"<mutated {self.name}>", "exec")
+        exec(code, vars(sys.modules[function.__module__]), scope)
+        return mock.patch.object(self.owner, self.name, scope[self.name])
+
+
+DECIDES = "timed_out = core.expire(waiter, runtime.now())"
+
+SEEDS: dict[str, tuple[str, list[Mutation]]] = {
+    "a client decides without the core that its time is up": (
+        "a client times out while it is served",
+        [Mutation(Flows, "_queue", {DECIDES: "timed_out = waiter.conn is None"})],
+    ),
+    "a client decides by whether it was woken": (
+        "a client times out while it is served",
+        [
+            Mutation(ThreadWaiter, "wait", {"self._gate.acq": "return self._gate.acq"}),
+            Mutation(
+                Flows,
+                "_queue",
+                {
+                    "await waiter.wait(": "woken = await waiter.wait(",
+                    DECIDES: "timed_out = core.expire(waiter, runtime.now()) or not woken",
+                },
+            ),
+        ],
+    ),
+    "a client that times out stays in the queue": (
+        "two clients time out while one is served",
+        [Mutation(Flows, "_queue", {DECIDES: "timed_out = waiter in core.waiting"})],
+    ),
+    "a connection is checked in without the lock": (
+        "three clients share one connection",
+        [
+            Mutation(
+                ConnectionPool,
+                "putconn",
+                {"with self._lock:\n        effects": "if True:\n        effects"},
+            )
+        ],
+    ),
+    "a client that is woken before it waits sleeps on": (
+        "three clients share one connection",
+        [
+            Mutation(ThreadWaiter, "wait", {"self._gate": "self.ready = True; self._gate"}),
+            Mutation(ThreadWaiter, "wake", {"_open_gate": "self.ready and _open_gate"}),
+        ],
+    ),
+    "a worker goes home without a last look": (
+        "an idle worker goes home while a connection is to be reset",
+        [Mutation(Lane, "_next", {"if not woken and not self._jobs:": "if not woken:"})],
+    ),
+    "a worker looks for jobs before it has the lock": (
+        "an idle worker goes home while a connection is to be reset",
+        [
+            Mutation(
+                Lane,
+                "_next",
+                {
+                    "with self._lock:": "empty = not self._jobs\n    with self._lock:",
+                    "while not self._jobs:": "while empty or not self._jobs:",
+                    "self._waiting += 1": "empty = False; self._waiting += 1",
+                },
+            )
+        ],
+    ),
+    "two threads start maintenance": (
+        "a pool is opened twice",
+        [Mutation(Threads, "start", {"with self._starting:": "if True:"})],
+    ),
+    "closing does not wake maintenance": (
+        "a pool is closed",
+        [Mutation(Maintenance, "stop", {"self.kick()": "pass"})],
+    ),
+    "a connection is returned twice": (
+        "a connection is returned twice at once",
+        [Mutation(Core, "checkin", {"if entry.place is not LENT:": "if False:"})],
+    ),
+    "a broken connection is discarded twice": (
+        "a broken connection is returned twice at once",
+        [Mutation(Core, "discard", {"if entry.place is not LENT and": "if False and"})],
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Pass over what the pool logs."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_seeded_mistake_is_found(seed: str) -> None:
+    """The scenario that is meant for the mistake ends in a violation."""
+    name, mutations = SEEDS[seed]
+    (scenario,) = [s for s in SCENARIOS if s.name == name]
+    with ExitStack() as stack:
+        for mutation in mutations:
+            stack.enter_context(mutation.apply())
+        found = explore(scenario)
+    print(f"{found.schedules} schedules: {seed}: {found.violation}")  # noqa: T201
+    assert found.violation
