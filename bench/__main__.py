@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.exit(f"bench: cannot connect to the server (is FOREBAY_DSN right?): {error}")
         found = measure(chosen, dsn, rounds)
     for name, value in where.items():
-        print(f"{name + ':':<14}{value}")
+        print(f"{name + ':':<15}{value}")
     print(f"\n{table(found)}\n\nMedians of {rounds} rounds. bench/README.md says what is measured.")
     if chosen.json is not None:
         chosen.json.write_text(json.dumps(as_json(where, rounds, found), indent=2) + "\n")

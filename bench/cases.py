@@ -15,7 +15,7 @@ from statistics import quantiles
 from threading import Barrier, Lock
 from time import perf_counter_ns
 
-from .peers import TaskPool, ThreadPool
+from .peers import PSYCOPG, PSYCOPG2, PSYCOPG2_POOL, Match, TaskPool, ThreadPool
 
 Sample = dict[str, float]
 """One timed stretch: the value of each of the case's measures."""
@@ -34,7 +34,7 @@ class Case:
     """What every case has.
 
     `repeats` is the number of turns in one timed stretch (for each client, under load).
-    `target` is the ratio to psycopg_pool to reach, or `None` where none is set.
+    `target` is the ratio to the yardstick of `match` to reach, or `None` where none is set.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Case:
     repeats: int
     target: float | None = None
     load: bool = False
+    match: Match = PSYCOPG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +176,22 @@ CASES: tuple[ThreadCase | TaskCase, ...] = (
     TaskCase("asyncio-getconn", "await getconn() + putconn()", 5000, 0.22, measure=task_pair),
     ThreadCase(
         "threads-load", f"{LOAD_THREADS} threads, select 1", 100, load=True, measure=thread_load
+    ),
+    ThreadCase(
+        "psycopg2.pool-getconn",
+        "psycopg2.pool: getconn() + putconn()",
+        5000,
+        1.3,
+        match=PSYCOPG2,
+        measure=thread_pair,
+    ),
+    ThreadCase(
+        "psycopg2_pool-getconn",
+        "psycopg2_pool: getconn() + putconn()",
+        5000,
+        0.75,
+        match=PSYCOPG2_POOL,
+        measure=thread_pair,
     ),
     TaskCase("asyncio-load", f"{LOAD_TASKS} tasks, select 1", 20, load=True, measure=task_load),
 )

@@ -13,7 +13,7 @@ from statistics import median, quantiles
 import psycopg
 
 from .cases import NS, Case
-from .peers import OURS, PEERS, YARDSTICK
+from .peers import MATCHES
 from .rounds import FLOOR, Samples
 
 
@@ -29,7 +29,10 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Row:
-    """One measure of one case: the median of each pool, our ratio to each peer, the target."""
+    """One measure of one case: the median of each pool, our ratio to each peer, the target.
+
+    The target is a ratio to the `yardstick`.
+    """
 
     case: str
     title: str
@@ -38,27 +41,28 @@ class Row:
     ratios: list[Ratio]
     target: float | None
     met: bool | None
+    yardstick: str
 
 
 def rows(case: Case, samples: Samples) -> list[Row]:
     """One row for each measure of the case."""
-    return [row(case, samples, measure) for measure in samples[OURS.name][0]]
+    return [row(case, samples, measure) for measure in samples[case.match.ours.name][0]]
 
 
 def row(case: Case, samples: Samples, measure: str) -> Row:
     """The row of one measure; a target is met when the median ratio is no higher."""
     values = {name: [sample[measure] for sample in each] for name, each in samples.items()}
-    ours = values[OURS.name]
+    ours, yardstick = values[case.match.ours.name], case.match.yardstick.name
     ratios = [
         ratio(name, ours, theirs)
         for name, theirs in values.items()
-        if name not in (OURS.name, FLOOR)
+        if name not in (case.match.ours.name, FLOOR)
     ]
     target = case.target if measure == NS else None
-    reached = next((each.median for each in ratios if each.peer == YARDSTICK.name), None)
+    reached = next((each.median for each in ratios if each.peer == yardstick), None)
     met = None if target is None or reached is None else reached <= target
     medians = {name: median(each) for name, each in values.items()}
-    return Row(case.name, case.title, measure, medians, ratios, target, met)
+    return Row(case.name, case.title, measure, medians, ratios, target, met, yardstick)
 
 
 def ratio(peer: str, ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
@@ -76,7 +80,7 @@ def circumstances(dsn: str) -> dict[str, str]:
     return {
         "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
         "psycopg": f"{psycopg.__version__} ({psycopg.pq.__impl__})",
-        **{peer.name: version(peer.distribution) for peer in PEERS},
+        **{each.name: version(each.distribution) for match in MATCHES for each in match.peers},
         "server": f"PostgreSQL {server}",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "load before": load,
@@ -85,7 +89,7 @@ def circumstances(dsn: str) -> dict[str, str]:
 
 def table(found: Sequence[Row]) -> str:
     """The rows as aligned text, one line for each row and peer."""
-    names = [peer.name for peer in PEERS] + [FLOOR]
+    names = [*dict.fromkeys(peer.name for match in MATCHES for peer in match.peers), FLOOR]
     head = ["case", "measure", *names, "ratio to", "median", "quartiles", "target", "met"]
     return "\n".join(
         aligned([head, *(cells(each, by, names) for each in found for by in each.ratios)])
@@ -94,7 +98,7 @@ def table(found: Sequence[Row]) -> str:
 
 def cells(each: Row, by: Ratio, names: Iterable[str]) -> list[str]:
     """One line of the table: a row and our ratio to one peer."""
-    aimed = each.target is not None and by.peer == YARDSTICK.name
+    aimed = each.target is not None and by.peer == each.yardstick
     return [
         each.title,
         each.measure,

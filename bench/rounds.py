@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack, ExitStack, contextmanager
 from functools import partial
 
 from .cases import Sample, TaskCase, ThreadCase, floor
-from .peers import PEERS
 
 FLOOR = "floor"
 
@@ -31,7 +30,7 @@ def run_threads(case: ThreadCase, dsn: str, rounds: int, repeats: int) -> Sample
     """All rounds of one case for threads, all pools open side by side."""
     subjects: dict[str, Callable[[int], Sample]] = {}
     with ExitStack() as stack:
-        for peer in PEERS:
+        for peer in case.match.peers:
             if peer.threads is not None:
                 pool = stack.enter_context(peer.threads(dsn, case.load))
                 subjects[peer.name] = partial(case.measure, pool)
@@ -49,7 +48,7 @@ async def run_tasks(case: TaskCase, dsn: str, rounds: int, repeats: int) -> Samp
     """All rounds of one case for asyncio, all pools open side by side in the running loop."""
     subjects: dict[str, Callable[[int], Awaitable[Sample]]] = {}
     async with AsyncExitStack() as stack:
-        for peer in PEERS:
+        for peer in case.match.peers:
             if peer.tasks is not None:
                 pool = await stack.enter_async_context(peer.tasks(dsn, case.load))
                 subjects[peer.name] = partial(case.measure, pool)

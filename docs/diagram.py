@@ -43,7 +43,7 @@ NULL: dict[str, Any] = {"min_size": 0, "max_size": 1, "keep": 0, "retrying": Fal
 
 #: The transitions that are played.
 PLAYED = {
-    *("open", "close", "drain", "maintain", "resize"),
+    *("open", "close", "drain", "fill", "maintain", "resize"),
     *("checkout", "enqueue", "cancel", "checkin", "recycle", "discard", "check_failed"),
     *("begin", "opened", "open_failed", "recall", "serviced", "reclaim", "retired"),
 }
@@ -166,7 +166,7 @@ class Play:
             yield ("open",)
             return
         yield from (("close",), ("drain",), ("maintain",), ("tick",))
-        yield from (("resize", 0, 1), ("resize", core.min_size, 2))
+        yield from (("resize", 0, 1), ("resize", core.min_size, 2), ("fill", 1))
         if core.phase is Phase.OPEN and self.client is None:
             yield from (("checkout",), ("enqueue",))
         if self.client is not None:

@@ -70,7 +70,7 @@ def test_an_example_runs(code: str, bank: str) -> None:
 
 def test_the_documents_have_examples() -> None:
     """The pattern that finds the examples still finds them."""
-    assert len(EXAMPLES) == 5
+    assert len(EXAMPLES) == 6
 
 
 def test_the_life_of_an_entry_is_drawn_as_the_core_lives_it() -> None:

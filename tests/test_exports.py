@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from types import ModuleType
 
 import psycopg
 import pytest
 
 import forebay
+import forebay.psycopg2
+import forebay.psycopg2.pool
 import forebay.psycopg_pool
 
 
@@ -52,7 +55,16 @@ def test_errors_are_operational_errors(name: str) -> None:
     assert issubclass(getattr(forebay, name), psycopg.OperationalError)
 
 
+@pytest.mark.parametrize("module", [forebay.psycopg2, forebay.psycopg2.pool])
+def test_the_names_for_psycopg2_are_there_and_documented(module: ModuleType) -> None:
+    """Each says what it is, and calls its public module its home."""
+    for name in module.__all__:
+        assert inspect.getdoc(getattr(module, name))
+        assert getattr(module, name).__module__ == module.__name__
+
+
 def test_importing_forebay_loads_no_driver() -> None:
     """The names are imported lazily: the other driver's users need no libpq for this one."""
-    program = "import forebay, sys; sys.exit('psycopg' in sys.modules or 'asyncio' in sys.modules)"
+    loaded = "{'psycopg', 'psycopg2', 'asyncio'} & {*sys.modules}"
+    program = f"import forebay, sys; sys.exit(bool({loaded}))"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -33,6 +33,18 @@ ALLOWED = {
         "weakref",
         "_runtime",
     },
+    "_inline": {
+        "_thread",
+        "collections",
+        "functools",
+        "math",
+        "random",
+        "threading",
+        "time",
+        "weakref",
+        "_runtime",
+        "_threads",
+    },
     "_asyncio": {
         "asyncio",
         "collections",
@@ -45,8 +57,8 @@ ALLOWED = {
         "_runtime",
     },
     "_door": {"collections", "itertools", "math", "warnings", "weakref", "_core", "_flows"},
-    "_thread_door": {"types", "_door", "_runtime", "_threads"},
-    "pool": {"inspect", "collections", "psycopg", "_thread_door", "drivers"},
+    "_thread_door": {"inspect", "types", "_door", "_runtime", "_threads"},
+    "pool": {"collections", "psycopg", "_thread_door", "drivers"},
     "pool_async": {
         "_thread",
         "asyncio",
@@ -58,6 +70,43 @@ ALLOWED = {
         "_door",
         "drivers",
         "pool",
+    },
+    "psycopg2/__init__": {"collections", "psycopg2", "_thread_door", "drivers", "_lease"},
+    "psycopg2/_lease": {"types", "_thread_door", "drivers"},
+    "psycopg2/pool": {
+        "collections",
+        "contextlib",
+        "functools",
+        "logging",
+        "math",
+        "threading",
+        "weakref",
+        "psycopg2",
+        "_core",
+        "_door",
+        "_entry",
+        "_flows",
+        "_inline",
+        "_lease",
+        "_runtime",
+        "drivers",
+    },
+    "psycopg2_pool": {
+        "collections",
+        "functools",
+        "itertools",
+        "logging",
+        "math",
+        "sys",
+        "time",
+        "weakref",
+        "psycopg2",
+        "_core",
+        "_entry",
+        "_flows",
+        "_inline",
+        "_runtime",
+        "drivers",
     },
 }
 EVERYWHERE = {"__future__", "typing"}
@@ -88,25 +137,30 @@ def test_a_module_imports_only_what_its_layer_allows(module: str) -> None:
 def test_every_module_of_the_pool_has_its_layer() -> None:
     """A new module is put into a layer before it is used."""
     others = {"__init__", "__main__", "_embedded", "_migration", "psycopg_pool", "testing"}
-    assert {path.stem for path in SOURCE.glob("*.py")} - others == ALLOWED.keys()
+    files = [*SOURCE.glob("*.py"), *SOURCE.glob("psycopg2/*.py")]
+    modules = {str(path.relative_to(SOURCE).with_suffix("")) for path in files}
+    assert modules - others == ALLOWED.keys()
 
 
 def test_only_drivers_and_doors_import_a_driver() -> None:
     """A program that talks through one library need not have the other."""
-    users = {
-        str(path.relative_to(SOURCE))
-        for path in SOURCE.rglob("*.py")
-        if imports(path) & {"psycopg", "psycopg2"} and "demo" not in path.parts
-    }
+
+    def users(driver: str) -> set[str]:
+        files = [path for path in SOURCE.rglob("*.py") if "demo" not in path.parts]
+        return {str(path.relative_to(SOURCE)) for path in files if driver in imports(path)}
+
     doors = {"pool.py", "pool_async.py"}
-    assert users == doors | {"drivers/psycopg.py", "testing.py", "_embedded.py"}
+    assert users("psycopg") == doors | {"drivers/psycopg.py", "testing.py", "_embedded.py"}
+    doors = {"psycopg2/__init__.py", "psycopg2/pool.py", "psycopg2_pool.py"}
+    assert users("psycopg2") == doors | {"drivers/psycopg2.py"}
 
 
 def test_the_run_time_needs_only_the_standard_library_and_the_driver() -> None:
-    """Nothing is installed with the pool but psycopg."""
+    """Nothing is installed with the pool but psycopg; psycopg2 is an extra."""
     siblings = {path.stem for path in SOURCE.rglob("*.py")} | {"drivers"}
-    allowed = sys.stdlib_module_names | {"psycopg"} | siblings
-    files = {*SOURCE.glob("*.py"), *SOURCE.glob("drivers/*.py")} - {SOURCE / "__main__.py"}
+    allowed = sys.stdlib_module_names | {"psycopg", "psycopg2"} | siblings
+    folders = ("*.py", "drivers/*.py", "psycopg2/*.py")
+    files = {path for folder in folders for path in SOURCE.glob(folder)} - {SOURCE / "__main__.py"}
     for path in files:
         assert imports(path) <= allowed, path
 

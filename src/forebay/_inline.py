@@ -1,0 +1,105 @@
+"""The runtime in which callers do all the work: no threads, nothing happens between two calls."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import weakref
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from ._runtime import Job, run_sync
+from ._threads import ThreadWaiter, call_plain
+
+if TYPE_CHECKING:
+    from ._flows import Flows
+
+#: Seconds between two rounds of maintenance, which a client that waits makes meanwhile.
+ROUND = 1.0
+
+
+class InlineWaiter(ThreadWaiter):
+    """A client's thread, which does the maintenance while it waits."""
+
+    __slots__ = ("_maintain",)
+
+    def __init__(self, maintain: Callable[[], object]) -> None:
+        super().__init__()
+        self._maintain = maintain
+
+    async def wait(self, timeout: float | None) -> None:
+        """Block until woken or until `timeout` seconds are over."""
+        deadline = inf if timeout is None else time.monotonic() + timeout
+        while not self._gate.acquire(True, max(0.0, min(ROUND, deadline - time.monotonic()))):
+            if time.monotonic() >= deadline:
+                return
+            self._maintain()
+
+
+class Inline:
+    """Connections are opened and closed, and maintenance is done, by whoever calls the pool.
+
+    For pools that fail at once: an error of connecting is the caller's.  A connection that is
+    opened or closed for a client that waits costs the time of the client that gave it cause.
+    """
+
+    now = staticmethod(time.monotonic)
+    chance = staticmethod(random.random)
+
+    def __init__(self, maintain: Callable[[], object] | None = None) -> None:
+        """Make one; `maintain` takes the place of the flows' own maintenance.
+
+        It must not keep its pool alive.
+        """
+        # Held for microseconds, never during I/O; always taken by `with`, as in _threads.py.
+        self.lock = allocate_lock()
+        self._maintain = maintain
+        self._mine = threading.local()
+
+    def waiter(self) -> InlineWaiter:
+        """A new waiter for the calling thread."""
+        assert self._maintain is not None, "the pool has not been opened"
+        return InlineWaiter(self._maintain)
+
+    def spawn(self, key: object, job: Job, *, opening: bool) -> None:
+        """Run `job` now; what it spawns itself comes after it, not inside it."""
+        del key, opening
+        jobs: deque[Job] | None = getattr(self._mine, "jobs", None)
+        if jobs is not None:
+            jobs.append(job)
+            return
+        self._mine.jobs = jobs = deque([job])
+        try:
+            while jobs:
+                run_sync(jobs.popleft()())
+        finally:  # what an interrupt leaves undone stays ordered, and maintenance asks again
+            self._mine.jobs = None
+
+    def alarm(self, at: float) -> None:
+        """Nothing: maintenance is done by the next client that has to wait or to open."""
+
+    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Call what the user gave us."""
+        return call_plain(function, *args)
+
+    def start(self, flows: Flows, name: str) -> None:
+        """Know whose maintenance to do."""
+        del name
+        if self._maintain is None:
+            self._maintain = partial(_maintain, weakref.ref(flows))
+
+    async def stop(self, timeout: float) -> bool:
+        """Nothing is left to end."""
+        del timeout
+        return True
+
+
+def _maintain(flows: weakref.ref[Flows]) -> None:
+    alive = flows()
+    if alive is not None:
+        alive.maintain()
