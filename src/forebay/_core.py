@@ -255,12 +255,12 @@ class Core:
         return True
 
     def promised(self, waiter: Waiter) -> bool:
-        """Whether a client still queues, and as many connections are being opened as clients do.
+        """Whether a client still queues, and one of the connections being opened will be its own.
 
         The connection that was opened for it may have served one that came before it.
         """
-        queues = waiter in self.waiting and waiter.entry is None and waiter.error is None
-        return queues and self.opening >= len(self.waiting)
+        queues = waiter in list(self.waiting)[: self.opening]
+        return queues and waiter.entry is None and waiter.error is None
 
     def cancel(self, waiter: Waiter, now: float) -> Effects:
         """A client has given up, whatever it waits for; what it was granted goes back."""
