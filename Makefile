@@ -50,8 +50,10 @@ docs: $(VENV)/.docs ## the reference of the public names, in build/docs
 model: $(VENV)/.dev ## visit every reachable state of the pool within the bounds
 	@$(BIN)/python -m tests.model $(MODEL_ARGS)
 
-mutants: $(VENV)/.mutants ## mutate the core; the suite must notice each mutant
+mutants: $(VENV)/.mutants ## mutate the core; docs/mutants.md must explain each survivor
+	@rm -rf mutants
 	@$(BIN)/mutmut run
+	@$(BIN)/python docs/mutants.py
 
 matrix: ## the suite on every supported Python that is on the PATH
 	@for version in $(VERSIONS); do \
