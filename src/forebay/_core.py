@@ -385,7 +385,7 @@ class Core:
         if not self.check_failing:
             self.failures = 0
         entry.opened_at = now
-        if entry.expires_at > now:
+        if entry.expires_at != EVICTED:
             entry.expires_at = now + lifetime(self.max_lifetime, chance)
         entry.ref = Held.watch(conn, entry, self.lost)
         self._put(entry, conn, now, effects)
@@ -465,7 +465,7 @@ class Core:
             self._retire_oldest(effects)
         excess = len(self.entries) - max_size
         for entry in self.entries:
-            if excess > 0 and entry.place is not IDLE:
+            if excess > 0:
                 entry.expires_at = EVICTED
                 excess -= 1
         return self._balance(now, effects)
@@ -616,8 +616,8 @@ class Core:
         """Remove an entry from the registry."""
         was_opening = entry.place is OPENING
         entry.place = RETIRED
-        if self.entries.pop(entry, self) is None:
-            self.opening -= was_opening
+        self.entries.pop(entry, None)
+        self.opening -= was_opening
 
     def _evict_all(self, effects: Effects) -> None:
         for entry in self.entries:

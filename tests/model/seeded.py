@@ -110,14 +110,14 @@ SEEDED = (
     _core_bug(
         "an evicted connection is revived when it has opened",
         "drain",
-        "if entry.expires_at > now:\n            entry.expires_at = now",
+        "if entry.expires_at != EVICTED:\n            entry.expires_at = now",
         "if True:\n            entry.expires_at = now",
     ),
     _core_bug(
         "resize leaves what is lent in excess",
         "resize",
-        "if excess > 0 and entry.place is not IDLE",
-        "if excess > 1 and entry.place is not IDLE",
+        "if excess > 0:",
+        "if excess > 1:",
     ),
     _core_bug(
         "close forgets those who wait",

@@ -1,0 +1,1396 @@
+"""What each transition does, to the last number: who is served, what is closed, and what counts.
+
+The other tests of the core try many orders of events; these try one each, and look at everything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from math import inf
+from typing import Any
+
+import pytest
+
+from forebay._core import Core, Phase
+from forebay._entry import EVICTED, IDLE, LENT, OPENING, RETIRED, SERVICE, Effects, Entry
+from forebay._policy import Backoff, growth
+from forebay.errors import PoolClosedMixin, TooManyRequestsMixin
+
+from .test_random import Client
+from .test_rules import NOW, Conn, filled, make
+
+COUNTERS = (
+    "requests_num",
+    "requests_queued",
+    "requests_time",
+    "requests_errors",
+    "usage_time",
+    "returns_bad",
+    "connections_num",
+    "connections_time",
+    "connections_errors",
+    "connections_lost",
+)
+
+
+class Gains:
+    """Sets the counters of a core, and tells what they have gained since."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        for name in COUNTERS:
+            setattr(core, name, 100)
+
+    def since(self) -> dict[str, float]:
+        """The counters that have changed, and by how much."""
+        gained = {name: getattr(self.core, name) - 100 for name in COUNTERS}
+        return {name: value for name, value in gained.items() if value}
+
+
+def queued(core: Core, now: float = NOW) -> Client:
+    """Queue a client."""
+    client = Client()
+    core.enqueue(client, now)
+    return client
+
+
+def lent(core: Core, now: float = NOW) -> tuple[Entry, Any]:
+    """Lend the connection that is idle for the shortest time."""
+    entry = core.idle[-1]
+    return entry, core.checkout(now)
+
+
+def in_service(core: Core) -> tuple[Entry, Any]:
+    """Put a connection into a worker's hands."""
+    entry, conn = lent(core)
+    core.recycle(entry, conn, NOW)
+    return entry, core.begin(entry)
+
+
+def permits(core: Core) -> list[Entry]:
+    """The permits there are."""
+    return [entry for entry in core.entries if entry.place is OPENING]
+
+
+def permit(core: Core) -> Entry:
+    """The only permit there is."""
+    (entry,) = permits(core)
+    return entry
+
+
+def opened(core: Core, entry: Entry, now: float = NOW) -> Any:
+    """Let a worker open a connection."""
+    held, conn = core.begin(entry), Conn()
+    core.opened(entry, conn, 0.0, now, 0.0)
+    assert held is not None
+    return conn
+
+
+def places(effects: Effects) -> list[Any]:
+    """Where the entries are that workers must take up."""
+    return [entry.place for entry in effects.start]
+
+
+def is_idle(core: Core, entry: Entry, conn: Any, since: float) -> bool:
+    """Whether a connection is idle, last in the queue, and has been since that moment."""
+    seen = (entry.place, entry.conn, entry.idle_since, entry.ordered)
+    return seen == (IDLE, conn, since, False) and core.idle[-1] is entry and entry in core.entries
+
+
+def is_retired(core: Core, entry: Entry, conn: Any, effects: Effects | None) -> bool:
+    """Whether a connection is on its way out, and a worker is told of it first."""
+    seen = (entry.place, entry.conn, entry.ordered, entry.expires_at)
+    return (
+        seen == (RETIRED, conn, True, EVICTED)
+        and core.retiring == {entry: None}
+        and entry not in core.entries
+        and effects is not None
+        and effects.start[0] is entry
+    )
+
+
+def is_served(core: Core, client: Client, entry: Entry, conn: Any, now: float) -> bool:
+    """Whether a client has been given a connection at that moment, and no other client."""
+    return (
+        (client.entry, client.conn, client.error) == (entry, conn, None)
+        and (entry.place, entry.conn, entry.lent_at) == (LENT, None, now)
+        and client not in core.waiting
+        and core.granted == {client: None}
+    )
+
+
+# What is new ---------------------------------------------------------------------------------
+
+
+def test_a_core_has_the_defaults_that_are_documented() -> None:
+    """What a door does not say, and where a new core stands."""
+    core = make()
+    options = (core.keep, core.retrying, core.eager, core.lifo, core.max_waiting)
+    assert options == (inf, True, False, True, 0)
+    durations = (core.max_lifetime, core.max_idle, core.reconnect_timeout)
+    assert durations == (3600.0, 600.0, 300.0)
+    assert (core.num_workers, core.backoff) == (3, Backoff())
+    assert (core.phase, core.target, core.due) == (Phase.NEW, 1, inf)
+    assert (core.failures, core.check_failing, core.last_error) == (0, False, None)
+    assert (core.failing_since, core.failed_at, core.retry_at) == (0.0, 0.0, 0.0)
+    assert (core.low_water, core.low_water_since) == (0, 0.0)
+
+
+def test_a_core_has_the_options_it_was_given() -> None:
+    """None is mixed up with another."""
+    options: dict[str, Any] = {
+        "min_size": 2,
+        "max_size": 5,
+        "keep": 4,
+        "retrying": False,
+        "eager": True,
+        "lifo": False,
+        "max_waiting": 6,
+        "max_lifetime": 7.0,
+        "max_idle": 8.0,
+        "reconnect_timeout": 9.0,
+        "num_workers": 10,
+        "backoff": Backoff(11.0),
+    }
+    core = make(**options)
+    assert {name: getattr(core, name) for name in options} == options
+    assert core.target == 2
+
+
+def test_the_counters_begin_at_zero_and_can_begin_anew() -> None:
+    """All of them."""
+    core = make()
+    assert {name: getattr(core, name) for name in COUNTERS} == dict.fromkeys(COUNTERS, 0)
+    Gains(core)
+    core.reset_counters()
+    assert {name: getattr(core, name) for name in COUNTERS} == dict.fromkeys(COUNTERS, 0)
+
+
+def test_a_new_entry_is_a_permit_that_nobody_has_taken_up() -> None:
+    """It has no connection, no reference and no moment yet."""
+    entry = Entry()
+    assert (entry.place, entry.ordered, entry.conn, entry.ref) == (OPENING, True, None, None)
+    assert (entry.opened_at, entry.idle_since, entry.lent_at) == (0.0, 0.0, 0.0)
+    assert (entry.expires_at, entry.leased, entry.plain) == (inf, False, False)
+
+
+def test_entries_and_effects_say_what_they_are() -> None:
+    """For whoever reads an error message or a trace."""
+    entry, effects = Entry(), Effects()
+    assert repr(effects) == "<Effects wake=0 start=[] alarm=False gave_up=False>"
+    assert repr(entry) == "<Entry opening, ordered>"
+    entry.ordered = False
+    assert repr(entry) == "<Entry opening>"
+
+
+def test_what_cannot_be_is_to_be_reported() -> None:
+    """The message names the entry and the place where it should be."""
+    core = filled()
+    message = "internal error, please report: <Entry idle> should be <Place.SERVICE: 'service'>"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        core.serviced(core.idle[0], Conn(), NOW)
+
+
+# Checkout ------------------------------------------------------------------------------------
+
+
+def test_a_checkout_lends_an_idle_connection_and_counts_a_request() -> None:
+    """The moment is noted, and the core keeps no strong reference."""
+    core = filled()
+    gains, entry, conn = Gains(core), core.idle[0], core.idle[0].conn
+    assert core.checkout(NOW + 3) is conn
+    assert (entry.place, entry.conn, entry.lent_at) == (LENT, None, NOW + 3)
+    assert core.checkout(NOW + 3) is None
+    assert gains.since() == {"requests_num": 2}
+
+
+def test_the_latest_is_lent_first_or_the_oldest() -> None:
+    """As idle_order says; with "fifo" the fewest that were idle are remembered."""
+    core = filled(min_size=2)
+    assert core.idle[-1].conn is core.checkout(NOW)
+    core = filled(min_size=3, max_size=3, lifo=False)
+    core.low_water = 1
+    assert core.idle[0].conn is core.checkout(NOW)
+    assert (core.low_water, len(core.idle)) == (1, 2)
+    core.low_water = 7
+    assert core.idle[0].conn is core.checkout(NOW)
+    assert (core.low_water, len(core.idle)) == (1, 1)
+
+
+def test_a_client_that_queues_is_counted_and_its_arrival_noted() -> None:
+    """It is no error, and its time is counted when it ends."""
+    core = filled(max_size=1)
+    held = lent(core)
+    gains = Gains(core)
+    first, second = queued(core, NOW + 1), queued(core, NOW + 2)
+    assert list(core.waiting) == [first, second]
+    assert (first.since, second.since) == (NOW + 1, NOW + 2)
+    assert gains.since() == {"requests_queued": 2}
+    assert held
+
+
+def test_a_client_that_queues_beside_an_idle_connection_is_served_at_once() -> None:
+    """The connection came back after its checkout; it has not queued."""
+    core = filled()
+    gains, entry, conn = Gains(core), core.idle[0], core.idle[0].conn
+    client = Client()
+    effects = core.enqueue(client, NOW + 2)
+    assert is_served(core, client, entry, conn, NOW + 2)
+    assert effects.wake == [client]
+    assert gains.since() == {}
+
+
+def test_a_client_that_queues_takes_up_what_was_dropped() -> None:
+    """The slot is free at once, not with the next maintenance."""
+    core = filled(max_size=1)
+    lent(core)  # and drop it
+    (entry,) = core.enqueue(Client(), NOW).start
+    assert entry.place is OPENING
+    assert list(core.entries) == [entry]
+
+
+def test_a_client_that_is_turned_away_is_counted_as_an_error() -> None:
+    """Because the pool is not open, or because too many wait already."""
+    new, full = make(), filled(min_size=0, max_waiting=2)
+    gains = Gains(new)
+    with pytest.raises(PoolClosedMixin, match="not open yet"):
+        new.enqueue(Client(), NOW)
+    assert gains.since() == {"requests_errors": 1}
+    queued(full)
+    queued(full)
+    gains = Gains(full)
+    with pytest.raises(TooManyRequestsMixin):
+        queued(full)
+    assert gains.since() == {"requests_errors": 1}
+
+
+def test_a_client_that_will_not_wait_is_counted_as_an_error() -> None:
+    """It learns of a closed pool, too."""
+    core = filled()
+    gains = Gains(core)
+    core.refuse()
+    assert gains.since() == {"requests_errors": 1}
+    core.close(NOW)
+    with pytest.raises(PoolClosedMixin):
+        core.refuse()
+    assert gains.since() == {"requests_errors": 2}
+
+
+def test_a_client_whose_time_is_over_leaves_the_queue() -> None:
+    """Its time counts, and an error; a second time there is nothing to leave."""
+    core = filled(min_size=0)
+    client = queued(core, NOW)
+    gains = Gains(core)
+    assert core.expire(client, NOW + 4) is True
+    assert not core.waiting
+    assert core.expire(client, NOW + 8) is False
+    assert gains.since() == {"requests_errors": 1, "requests_time": 4}
+
+
+def test_a_client_is_promised_a_connection_while_one_is_opened_for_it() -> None:
+    """As many of the first in the queue as there are openings, and only while they queue."""
+    core = filled(min_size=0, max_size=2)
+    first, second, third = queued(core), queued(core), queued(core)
+    assert [core.promised(client) for client in (first, second, third)] == [True, True, False]
+    core.expire(first, NOW)
+    assert [core.promised(client) for client in (first, second, third)] == [False, True, True]
+    second.error = OSError()
+    third.entry = Entry()
+    assert core.promised(second) is core.promised(third) is False
+
+
+def test_a_client_that_is_cancelled_while_it_queues_leaves() -> None:
+    """It counts like one whose time is over, and nobody has anything to do."""
+    core = filled(min_size=0, max_size=0)
+    client = queued(core, NOW)
+    gains = Gains(core)
+    effects = core.cancel(client, NOW + 4)
+    assert not core.waiting
+    assert (effects.wake, effects.start) == ([], [])
+    assert gains.since() == {"requests_errors": 1, "requests_time": 4}
+
+
+def test_a_client_that_is_cancelled_after_it_was_served_gives_back() -> None:
+    """The connection is idle again, and nobody need wake the client."""
+    core = filled()
+    client, entry = Client(), core.idle[0]
+    core.enqueue(client, NOW)
+    conn, gains = client.conn, Gains(core)
+    core.cancel(client, NOW + 4)
+    assert is_idle(core, entry, conn, NOW + 4)
+    assert client.conn is None
+    assert not core.granted
+    assert gains.since() == {"requests_errors": 1}
+
+
+def test_a_client_that_is_cancelled_hands_an_old_connection_to_a_worker() -> None:
+    """Its time was over meanwhile, and the pool refills."""
+    core = filled(max_lifetime=4.0)
+    client, entry = Client(), core.idle[0]
+    core.enqueue(client, NOW)
+    conn = client.conn
+    effects = core.cancel(client, NOW + 4)
+    assert is_retired(core, entry, conn, effects)
+    assert places(effects) == [RETIRED, OPENING]
+
+
+def test_a_client_that_is_cancelled_after_it_took_its_connection_gives_nothing_back() -> None:
+    """It is for whoever has the connection to return it."""
+    core = filled()
+    client = Client()
+    core.enqueue(client, NOW)
+    conn, client.conn = client.conn, None
+    gains = Gains(core)
+    core.cancel(client, NOW)
+    assert not core.idle
+    assert gains.since() == {}
+    assert conn is not None
+
+
+def test_a_client_that_is_cancelled_gives_no_reclaimed_connection_back() -> None:
+    """Its slot has come back already."""
+    core = filled()
+    client, entry = Client(), core.idle[0]
+    core.enqueue(client, NOW)
+    core.reclaim(entry, NOW)
+    core.cancel(client, NOW)
+    assert client.conn is None
+    assert not core.idle
+    assert list(core.entries) == permits(core)
+
+
+# Checkin -------------------------------------------------------------------------------------
+
+
+def test_a_checkin_makes_a_connection_idle_and_asks_for_nothing() -> None:
+    """Only a lease counts as use, and it ends here."""
+    core = filled(keep=1)
+    entry, conn = lent(core, NOW)
+    gains = Gains(core)
+    assert core.checkin(entry, conn, NOW + 4) is None
+    assert is_idle(core, entry, conn, NOW + 4)
+    assert gains.since() == {}
+    lent(core, NOW + 5)
+    entry.leased = True
+    assert core.checkin(entry, conn, NOW + 8) is None
+    assert entry.leased is False
+    assert gains.since() == {"requests_num": 1, "usage_time": 3}
+
+
+def test_what_is_not_lent_cannot_come_back() -> None:
+    """The message says where the connection is."""
+    core = filled()
+    message = r"^the connection is idle in its pool, not lent$"
+    with pytest.raises(ValueError, match=message):
+        core.checkin(core.idle[0], Conn(), NOW)
+    with pytest.raises(ValueError, match=message):
+        core.discard(core.idle[0], Conn(), NOW)
+
+
+def test_a_returned_connection_goes_to_the_client_that_waits_first() -> None:
+    """It counts how long that client has waited."""
+    core = filled(max_size=1)
+    entry, conn = lent(core)
+    first, second = queued(core, NOW + 1), queued(core, NOW + 2)
+    gains = Gains(core)
+    effects = core.checkin(entry, conn, NOW + 4)
+    assert is_served(core, first, entry, conn, NOW + 4)
+    assert list(core.waiting) == [second]
+    assert effects is not None
+    assert (effects.wake, effects.start) == ([first], [])
+    assert gains.since() == {"requests_time": 3}
+
+
+def test_a_returned_connection_may_be_what_watchers_wait_for() -> None:
+    """When min_size connections are idle, all watchers are woken; they are no requests."""
+    core = filled(min_size=2)
+    one, other = lent(core), lent(core)
+    watchers = [Client(), Client()]
+    for watcher in watchers:
+        core.watch(watcher)
+    assert core.watching == dict.fromkeys(watchers)
+    gains = Gains(core)
+    effects = core.checkin(*one, NOW)
+    assert effects is not None
+    assert effects.wake == []
+    effects = core.checkin(*other, NOW)
+    assert effects is not None
+    assert effects.wake == watchers
+    assert [watcher.ready for watcher in watchers] == [True, True]
+    assert not core.watching
+    assert gains.since() == {}
+
+
+def test_wait_returns_at_once_while_min_size_connections_are_idle() -> None:
+    """Nobody is remembered then."""
+    core, client = filled(), Client()
+    core.watch(client)
+    assert client.ready is True
+    assert not core.watching
+
+
+def test_a_watcher_that_is_cancelled_leaves() -> None:
+    """It is no request."""
+    core, client = filled(), Client()
+    core.min_size = 2
+    core.watch(client)
+    gains = Gains(core)
+    core.cancel(client, NOW)
+    assert not core.watching
+    assert gains.since() == {}
+
+
+def test_a_returned_connection_whose_time_is_over_is_retired_and_replaced() -> None:
+    """Its time is over at the very moment at which it expires."""
+    core = filled(max_lifetime=4.0)
+    entry, conn = lent(core)
+    effects = core.checkin(entry, conn, NOW + 4)
+    assert is_retired(core, entry, conn, effects)
+    assert effects is not None
+    assert places(effects) == [RETIRED, OPENING]
+
+
+def test_a_returned_connection_is_retired_when_enough_are_kept() -> None:
+    """A pool keeps so many idle connections and not one more."""
+    core = filled(min_size=2)
+    core.min_size = core.target = 0
+    one, other = lent(core), lent(core)
+    core.keep = 1
+    assert core.checkin(*one, NOW) is None
+    assert is_retired(core, *other, core.checkin(*other, NOW))
+    assert list(core.idle) == [one[0]]
+
+
+def test_a_null_pool_hands_a_returned_connection_to_a_client_that_waits() -> None:
+    """It keeps none, but closes none that is wanted."""
+    core = filled(min_size=0, max_size=1, keep=0, retrying=False)
+    first = queued(core)
+    entry = permit(core)
+    conn = opened(core, entry)
+    assert is_served(core, first, entry, conn, NOW)
+    core.granted.clear()
+    second = queued(core)
+    core.checkin(entry, conn, NOW + 1)
+    assert is_served(core, second, entry, conn, NOW + 1)
+    assert is_retired(core, entry, conn, core.checkin(entry, conn, NOW + 1))
+
+
+def test_a_connection_to_be_reset_goes_into_service() -> None:
+    """A worker is told, and nothing else happens; its use ends here."""
+    core = filled()
+    entry, conn = lent(core, NOW)
+    entry.leased = True
+    gains = Gains(core)
+    effects = core.recycle(entry, conn, NOW + 3)
+    assert (entry.place, entry.ordered, entry.conn) == (SERVICE, True, conn)
+    assert entry.leased is False
+    assert (effects.start, effects.wake) == ([entry], [])
+    assert (effects.alarm, effects.gave_up) == (False, False)
+    assert gains.since() == {"usage_time": 3}
+
+
+def test_an_expired_connection_is_not_reset() -> None:
+    """It would be closed right after."""
+    core = filled(max_lifetime=4.0)
+    entry, conn = lent(core)
+    assert is_retired(core, entry, conn, core.recycle(entry, conn, NOW + 4))
+
+
+def test_a_connection_that_was_reset_is_idle_or_goes_to_a_client() -> None:
+    """As if it had just been returned."""
+    core = filled(max_size=1)
+    entry, conn = in_service(core)
+    core.serviced(entry, conn, NOW + 1)
+    assert is_idle(core, entry, conn, NOW + 1)
+    entry, conn = in_service(core)
+    client = queued(core)
+    effects = core.serviced(entry, conn, NOW + 2)
+    assert is_served(core, client, entry, conn, NOW + 2)
+    assert effects.wake == [client]
+
+
+def test_a_connection_that_was_drained_while_it_was_reset_is_retired() -> None:
+    """It belongs to what the drain was to replace."""
+    core = filled()
+    entry, conn = in_service(core)
+    core.drain(NOW)
+    effects = core.serviced(entry, conn, NOW)
+    assert is_retired(core, entry, conn, effects)
+    assert places(effects) == [RETIRED, OPENING]
+
+
+def test_a_discarded_connection_is_a_bad_return_or_a_lost_one() -> None:
+    """It is retired and replaced."""
+    core = filled()
+    entry, conn = lent(core)
+    gains = Gains(core)
+    effects = core.discard(entry, conn, NOW)
+    assert is_retired(core, entry, conn, effects)
+    assert places(effects) == [RETIRED, OPENING]
+    assert gains.since() == {"returns_bad": 1}
+    with pytest.raises(ValueError, match="is retired in its pool"):
+        core.discard(entry, conn, NOW)
+    core = filled()
+    entry, conn = in_service(core)
+    gains = Gains(core)
+    assert is_retired(core, entry, conn, core.discard(entry, conn, NOW, lost=True))
+    assert gains.since() == {"connections_lost": 1}
+
+
+def test_a_lent_connection_that_was_found_closed_gives_its_slot_back() -> None:
+    """It is a bad return, once; its client may still return it."""
+    core = filled()
+    entry, conn = lent(core)
+    gains = Gains(core)
+    assert places(core.reclaim(entry, NOW)) == [OPENING]
+    assert entry not in core.entries
+    assert (entry.place, entry.ref, core.retiring) == (RETIRED, None, {})
+    effects = core.discard(entry, conn, NOW)
+    assert (effects.start, effects.wake) == ([], [])
+    assert gains.since() == {"returns_bad": 1}
+
+
+def test_a_slot_comes_back_once_though_it_was_reclaimed_and_dropped() -> None:
+    """The client held it in a cycle, say, that was collected in between."""
+    core = filled()
+    entry = core.idle[0]
+    core.checkout(NOW)  # and drop it
+    assert places(core.reclaim(entry, NOW)) == [OPENING]
+    assert core.fill(0, NOW).start == []
+    assert (core.size, core.opening, len(core.lost)) == (1, 1, 0)
+
+
+def test_only_what_is_lent_can_be_reclaimed() -> None:
+    """It was returned in the moment in which it was found closed."""
+    core = filled()
+    gains = Gains(core)
+    assert core.reclaim(core.idle[0], NOW).start == []
+    assert len(core.idle) == core.size == 1
+    assert gains.since() == {}
+
+
+def test_a_failed_check_of_an_older_connection_replaces_it() -> None:
+    """Opening goes on as before."""
+    core = filled()
+    entry, conn = lent(core)
+    effects = core.check_failed(entry, conn, OSError(), NOW + 0.5, NOW + 1, 0.5)
+    assert is_retired(core, entry, conn, effects)
+    assert places(effects) == [RETIRED, OPENING]
+    assert (core.check_failing, core.failures, core.last_error) == (False, 0, None)
+
+
+def test_a_failed_check_of_a_new_connection_backs_off() -> None:
+    """New is what was opened at the moment at which the client arrived, or later."""
+    core = filled(backoff=Backoff(first=2.0, cap=64.0))
+    entry, conn = lent(core)
+    error = OSError()
+    effects = core.check_failed(entry, conn, error, NOW, NOW + 1, 0.75)
+    assert is_retired(core, entry, conn, effects)
+    assert places(effects) == [RETIRED]
+    assert core.check_failing is True
+    assert (core.failures, core.last_error, core.failed_at) == (1, error, NOW + 1)
+    assert core.retry_at == NOW + 1 + 1.5
+
+
+def test_checks_that_fail_for_reconnect_timeout_make_the_pool_give_up() -> None:
+    """As attempts to connect do."""
+    core = filled(reconnect_timeout=8.0)
+    core.failures, core.failing_since = 1, NOW
+    effects = core.check_failed(*lent(core), OSError(), NOW, NOW + 8, 0.5)
+    assert effects.gave_up is True
+
+
+def test_only_a_check_that_passes_ends_the_failing_of_checks() -> None:
+    """Opening a connection does not; what is wanted is opened as soon as one passes."""
+    core = filled(min_size=2, max_size=4)
+    core.check_failed(*lent(core), OSError(), NOW, NOW, 0.5)
+    core.retry_at = NOW
+    (entry,) = core.drain(NOW).start[1:]
+    core.retry_at = NOW + 8
+    opened(core, entry)
+    assert (core.failures, core.check_failing) == (1, True)
+    effects = core.check_passed(NOW)
+    assert core.failures == 0
+    assert core.check_failing is False
+    assert places(effects) == [OPENING]
+
+
+# Opening -------------------------------------------------------------------------------------
+
+
+def test_a_worker_takes_a_permit_up_once() -> None:
+    """Every attempt is counted when it begins."""
+    core = make()
+    gains = Gains(core)
+    (entry,) = core.open(NOW).start
+    held = core.begin(entry)
+    assert entry.ordered is False
+    assert entry.ref is not None
+    assert (entry.ref(), entry.ref.entry) == (held, entry)
+    assert core.begin(entry) is None
+    assert gains.since() == {"connections_num": 1}
+
+
+def test_a_worker_takes_a_connection_up_once() -> None:
+    """From then on only the worker holds it."""
+    core = filled()
+    entry, conn = lent(core)
+    core.recycle(entry, conn, NOW)
+    gains = Gains(core)
+    assert core.begin(entry) is conn
+    assert (entry.conn, entry.ordered) == (None, False)
+    assert core.begin(entry) is None
+    assert gains.since() == {}
+
+
+def test_an_opened_connection_is_idle_and_begins_to_age() -> None:
+    """What opening took is counted, and that it is dropped would be noticed."""
+    core = make(max_lifetime=100.0)
+    (entry,) = core.open(NOW).start
+    held = core.begin(entry)
+    conn, gains = Conn(), Gains(core)
+    effects = core.opened(entry, conn, 3.0, NOW + 3, 1.0)
+    assert is_idle(core, entry, conn, NOW + 3)
+    assert (entry.opened_at, entry.expires_at) == (NOW + 3, NOW + 98)
+    assert entry.ref is not None
+    assert entry.ref() is conn
+    assert (core.opening, core.size, core.lent, effects.start) == (0, 1, 0, [])
+    assert gains.since() == {"connections_time": 3}
+    assert held is not None
+
+
+def test_an_opened_connection_goes_to_the_client_that_waits() -> None:
+    """At the moment at which it was opened."""
+    core = filled(min_size=0)
+    client = queued(core)
+    entry = permit(core)
+    conn = opened(core, entry, NOW + 2)
+    assert is_served(core, client, entry, conn, NOW + 2)
+    assert core.opening == 0
+
+
+def test_a_pool_comes_back_to_the_size_it_had_grown_to() -> None:
+    """What is still being opened has not been reached."""
+    core = filled(min_size=0, max_size=4)
+    for _ in range(3):
+        queued(core)
+    one, other, third = permits(core)
+    opened(core, one)
+    assert core.target == 1
+    opened(core, other)
+    assert (core.target, core.opening) == (2, 1)
+    core.target = 4
+    opened(core, third)
+    assert core.target == 4
+
+
+def test_a_pool_that_keeps_only_some_comes_back_to_min_size() -> None:
+    """How far it had grown says nothing of how many it may keep."""
+    core = filled(min_size=0, max_size=4, keep=2)
+    queued(core)
+    opened(core, permit(core))
+    assert core.target == 0
+
+
+def test_a_success_ends_the_failing() -> None:
+    """And all that is wanted is opened at once."""
+    core = make(min_size=3, max_size=3)
+    one, other, third = core.open(NOW).start
+    core.open_failed(one, None, OSError(), NOW, 0.0)
+    core.open_failed(other, None, OSError(), NOW, 0.0)
+    assert core.failures == 2
+    effects = core.opened(third, Conn(), 0.0, NOW, 0.0)
+    assert core.failures == 0
+    assert places(effects)[-2:] == [OPENING, OPENING]
+
+
+def test_a_connection_that_was_drained_while_it_was_opened_is_retired() -> None:
+    """It was opened with what the drain was to replace."""
+    core = make()
+    (entry,) = core.open(NOW).start
+    held = core.begin(entry)
+    core.drain(NOW)
+    conn = Conn()
+    effects = core.opened(entry, conn, 0.0, NOW, 0.0)
+    assert is_retired(core, entry, conn, effects)
+    assert places(effects) == [RETIRED, OPENING]
+    assert core.opening == 1
+    assert held is not None
+
+
+def test_a_failed_attempt_gives_the_permit_back_and_is_repeated_later() -> None:
+    """Who waits goes on waiting; maintenance is due when it is time."""
+    core = make(backoff=Backoff(first=0.5))
+    (entry,) = core.open(NOW).start
+    client = queued(core)
+    gains, error = Gains(core), OSError()
+    effects = core.open_failed(entry, None, error, NOW, 0.75)
+    assert (core.size, core.opening, core.retiring) == (0, 0, {})
+    assert (core.failures, core.last_error, core.failed_at) == (1, error, NOW)
+    assert core.retry_at == NOW + 0.375
+    assert core.due == NOW + 0.1
+    assert (effects.start, effects.wake, effects.alarm) == ([], [], True)
+    assert (list(core.waiting), client.error) == ([client], None)
+    assert gains.since() == {"connections_errors": 1}
+
+
+def test_a_connection_that_could_not_be_configured_is_retired() -> None:
+    """A worker that takes it up and drops it leaves nothing of it."""
+    core = make()
+    (entry,) = core.open(NOW).start
+    conn: Any = Conn()
+    effects = core.open_failed(entry, conn, OSError(), NOW, 0.0)
+    assert is_retired(core, entry, conn, effects)
+    assert (core.opening, core.failures) == (0, 1)
+    assert core.begin(entry) is conn
+    del conn
+    assert [held.entry for held in core.lost] == [entry]
+    core.maintain(NOW)
+    assert not core.retiring
+
+
+def test_a_null_pool_tells_the_client_that_waits_first_of_a_failed_attempt() -> None:
+    """Its time and an error count; the attempt for the next client goes on."""
+    core = filled(min_size=0, keep=0, retrying=False)
+    first, second = queued(core, NOW), queued(core, NOW)
+    gains, error = Gains(core), OSError()
+    effects = core.open_failed(permits(core)[0], None, error, NOW + 4, 0.0)
+    assert (first.error, first.conn, second.error) == (error, None, None)
+    assert list(core.waiting) == [second]
+    assert effects.wake == [first]
+    assert core.granted == {first: None}
+    assert core.failures == 0
+    expected = {"connections_errors": 1, "requests_errors": 1, "requests_time": 4}
+    assert gains.since() == expected
+
+
+def test_a_null_pool_forgets_a_failed_attempt_that_nobody_waits_for() -> None:
+    """The next client has its own."""
+    core = filled(min_size=0, keep=0, retrying=False)
+    core.expire(queued(core), NOW)
+    effects = core.open_failed(permits(core)[0], None, OSError(), NOW, 0.0)
+    assert (effects.wake, core.failures, core.size) == ([], 0, 0)
+
+
+def test_an_interrupted_attempt_of_a_null_pool_is_no_answer_to_a_client() -> None:
+    """A worker was ended; the client waits for the next attempt, and the reason is not kept."""
+    core = filled(min_size=0, keep=0, retrying=False)
+    client = queued(core)
+    core.open_failed(permits(core)[0], None, KeyboardInterrupt(), NOW, 0.0)
+    assert (client.error, core.failures, core.last_error) == (None, 1, None)
+    assert list(core.waiting) == [client]
+
+
+def test_a_retired_connection_that_is_closed_is_forgotten() -> None:
+    """As often as it is said."""
+    core = filled()
+    entry, conn = lent(core)
+    core.discard(entry, conn, NOW)
+    core.retired(entry)
+    assert not core.retiring
+    core.retired(entry)
+
+
+# Growing and failing -------------------------------------------------------------------------
+
+
+def test_a_pool_opens_as_many_at_once_as_it_has_workers() -> None:
+    """A pool that does not repeat attempts opens one for each client."""
+    core = filled(min_size=0, max_size=9)
+    for _ in range(5):
+        queued(core)
+    assert core.opening == core.size == 3
+    core = filled(min_size=0, max_size=9, retrying=False)
+    for _ in range(5):
+        queued(core)
+    assert core.opening == core.size == 5
+
+
+def test_a_pool_that_is_not_open_opens_nothing() -> None:
+    """Before it is opened, and after it was closed."""
+    core = make()
+    assert core.drain(NOW).start == []
+    assert core.fill(2, NOW).start == []
+    core = filled()
+    held = lent(core)
+    core.close(NOW)
+    assert core.reclaim(held[0], NOW).start == []
+    assert core.fill(2, NOW).start == []
+    assert core.size == 0
+
+
+def failing(**options: Any) -> Core:
+    """Make a core whose first attempt has failed at NOW and is to be repeated at NOW + 8."""
+    defaults: dict[str, Any] = {"backoff": Backoff(first=8.0, cap=64.0), "max_size": 6}
+    core = make(**(defaults | options))
+    core.open_failed(core.open(NOW).start[0], None, OSError("first"), NOW, 1.0)
+    assert core.retry_at == NOW + 8
+    return core
+
+
+def fail_again(core: Core, now: float, chance: float = 1.0) -> Effects:
+    """Make the attempt that is due, and let it fail."""
+    core.maintain(now)
+    return core.open_failed(permit(core), None, OSError("again"), now, chance)
+
+
+def test_while_connecting_fails_one_attempt_is_made_at_a_time() -> None:
+    """When it is time, not a moment before, and not beside another one."""
+    core = failing()
+    core.target = 3
+    core.due = inf
+    assert core.drain(NOW + 7.5).start == []
+    assert core.due == NOW + 8
+    (entry,) = core.drain(NOW + 8).start
+    assert entry.place is OPENING
+    assert core.drain(NOW + 9).start == []
+    assert core.size == core.opening == 1
+
+
+def test_while_connecting_fails_nothing_is_opened_that_is_not_wanted() -> None:
+    """A probe is for somebody."""
+    core = failing()
+    core.target = 0
+    assert core.drain(NOW + 9).start == []
+    assert core.size == 0
+
+
+def test_while_a_client_waits_the_next_attempt_is_at_most_a_tenth_of_a_second_away() -> None:
+    """Counted from the last failure; a shorter backoff stays as it is."""
+    core = failing()
+    effects = core.enqueue(Client(), NOW)
+    assert (effects.start, effects.alarm, core.due) == ([], True, NOW + 0.1)
+    assert places(core.drain(NOW + 0.1)) == [OPENING]
+    core = failing()
+    core.retry_at = NOW + 0.0625
+    core.enqueue(Client(), NOW)
+    assert core.due == NOW + 0.0625
+
+
+def test_failures_in_a_row_double_the_backoff() -> None:
+    """The count goes on, and since when it fails does not change."""
+    core = failing()
+    fail_again(core, NOW + 9, 0.5)
+    assert (core.failures, core.failing_since, core.failed_at) == (2, NOW, NOW + 9)
+    assert core.retry_at == NOW + 9 + 8
+    fail_again(core, NOW + 18, 0.5)
+    assert (core.failures, core.failing_since, core.failed_at) == (3, NOW, NOW + 18)
+    assert core.retry_at == NOW + 18 + 16
+
+
+def test_after_reconnect_timeout_the_pool_gives_up_and_begins_anew() -> None:
+    """At that very moment: it says so, aims at min_size, and counts from one."""
+    core = failing(reconnect_timeout=16.0)
+    core.target = 4
+    effects = fail_again(core, NOW + 15)
+    assert (effects.gave_up, core.target, core.failures) == (False, 4, 2)
+    assert core.retry_at == NOW + 16  # not after the moment at which it gives up
+    effects = fail_again(core, NOW + 16, 0.5)
+    assert effects.gave_up is True
+    assert (core.target, core.failures, core.failing_since) == (1, 1, NOW + 16)
+    assert core.retry_at == NOW + 16 + 4
+    core.backoff = Backoff(first=64.0, cap=64.0)
+    assert fail_again(core, NOW + 32).gave_up is True
+    assert core.retry_at == NOW + 48
+
+
+def test_an_interruption_is_not_kept_as_the_reason() -> None:
+    """Its frames would stay alive."""
+    core = failing()
+    assert str(core.last_error) == "first"
+    core.maintain(NOW + 8)
+    core.open_failed(permit(core), None, KeyboardInterrupt(), NOW + 8, 0.0)
+    assert (core.failures, core.last_error) == (2, None)
+
+
+def test_the_alarm_rings_only_for_what_is_due_earlier() -> None:
+    """Who sleeps until then need not be woken."""
+    core = failing()
+    core.due = NOW + 8
+    assert core.drain(NOW).alarm is False
+    core.due = NOW + 8.5
+    assert core.drain(NOW).alarm is True
+    assert core.due == NOW + 8
+
+
+def a_checkin(core: Core, now: float) -> Effects | None:
+    """Return a connection that is not to be kept."""
+    entry, conn = lent(core)
+    entry.expires_at = EVICTED
+    return core.checkin(entry, conn, now)
+
+
+def an_opening(core: Core, now: float) -> Effects:
+    """Open a connection while checks fail."""
+    core.check_failing = True
+    return core.opened(permit(core), Conn(), 0.0, now, 0.0)
+
+
+def a_failing(core: Core, now: float) -> Effects:
+    """Fail at an attempt that is not repeated."""
+    core.retrying = False
+    return core.open_failed(permit(core), None, OSError(), now, 0.0)
+
+
+ENDING_IN_BALANCE: dict[str, Callable[[Core, float], Effects | None]] = {
+    "enqueue": lambda core, now: core.enqueue(Client(), now),
+    "cancel": lambda core, now: core.cancel(Client(), now),
+    "checkin": a_checkin,
+    "serviced": lambda core, now: core.serviced(*in_service(core), now),
+    "discard": lambda core, now: core.discard(*lent(core), now),
+    "check_failed": lambda core, now: core.check_failed(*lent(core), OSError(), inf, now, 0.0),
+    "opened": an_opening,
+    "open_failed": a_failing,
+    "open": lambda core, now: core.open(now),
+    "drain": lambda core, now: core.drain(now),
+    "resize": lambda core, now: core.resize(4, 8, now),
+    "fill": lambda core, now: core.fill(0, now),
+    "reclaim": lambda core, now: core.reclaim(lent(core)[0], now),
+    "maintain": lambda core, now: core.maintain(now),
+}
+
+
+@pytest.mark.parametrize("name", ENDING_IN_BALANCE)
+def test_a_transition_sees_to_it_that_a_failed_attempt_is_repeated(name: str) -> None:
+    """Each ends with the balance of the pool at its own moment, and gives its effects."""
+    core = filled(max_size=8, num_workers=5)
+    core.fill(2, NOW)
+    core.failures, core.target = 1, 6
+    core.retry_at, core.failed_at, core.due = NOW + 0.25, NOW + 0.25, inf
+    effects = ENDING_IN_BALANCE[name](core, NOW + 0.125)
+    assert isinstance(effects, Effects)
+    assert core.due == NOW + 0.25
+    assert effects.alarm is (name != "maintain")  # which is awake itself
+
+
+# The pool's life -------------------------------------------------------------------------------
+
+
+def test_a_pool_that_is_opened_begins_to_fill() -> None:
+    """Maintenance is due in a second, and the alarm says so."""
+    core = make(min_size=2)
+    effects = core.open(NOW)
+    assert (core.phase, core.due, core.low_water_since) == (Phase.OPEN, NOW + 1, NOW)
+    assert places(effects) == [OPENING, OPENING]
+    assert effects.alarm is True
+
+
+def test_a_pool_that_was_never_opened_is_not_closed() -> None:
+    """It can be opened still."""
+    core = make()
+    effects = core.close(NOW)
+    assert (core.phase, effects.start, effects.wake) == (Phase.NEW, [], [])
+
+
+def test_a_closed_pool_turns_all_away_who_wait() -> None:
+    """Clients and watchers; each is an error, and maintenance is due no more."""
+    core = filled(max_size=1)
+    held, client, watcher = lent(core), queued(core, NOW), Client()
+    core.watch(watcher)
+    gains = Gains(core)
+    effects = core.close(NOW + 4)
+    for refused in (client, watcher):
+        assert isinstance(refused.error, PoolClosedMixin)
+        assert "already closed" in str(refused.error)
+    assert effects.wake == [client, watcher]
+    assert (list(core.waiting), core.watching) == ([], {})
+    assert (core.phase, core.due) == (Phase.CLOSED, inf)
+    assert gains.since() == {"requests_errors": 2, "requests_time": 4}
+    assert is_retired(core, *held, core.checkin(*held, NOW + 4))
+
+
+def test_a_closed_pool_closes_what_is_idle_and_forgets_what_was_not_begun() -> None:
+    """What others have in hand is closed when they are done with it."""
+    core = filled(min_size=2, max_size=4)
+    entry, conn = lent(core)
+    core.recycle(entry, conn, NOW)
+    begun, unbegun = core.fill(4, NOW).start
+    held = core.begin(begun)
+    (idle,) = core.idle
+    effects = core.close(NOW)
+    assert list(core.entries) == [entry, begun]
+    assert [e.expires_at for e in core.entries] == [EVICTED, EVICTED]
+    assert (entry.place, begun.place, unbegun.place) == (SERVICE, OPENING, RETIRED)
+    assert (core.opening, list(core.idle)) == (1, [])
+    assert core.retiring == {idle: None}
+    assert {entry, idle} <= {*effects.start}
+    assert core.begin(unbegun) is None
+    assert held is not None
+
+
+def test_drain_replaces_what_is_idle_now_and_the_rest_later() -> None:
+    """Lent connections, and those being opened, are closed when they come."""
+    core = filled(min_size=2, max_size=4)
+    idle, (entry, conn) = core.idle[0], lent(core)
+    (new,) = core.fill(3, NOW).start
+    effects = core.drain(NOW)
+    assert effects.start == [idle]
+    assert (entry.expires_at, new.expires_at) == (EVICTED, EVICTED)
+    assert (core.opening, core.size) == (1, 2)
+    assert conn is not None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "target"), [(1, 2, 2), (1, 3, 3), (1, 9, 3), (4, 9, 4), (4, 4, 4)]
+)
+def test_resize_sets_the_bounds_and_moves_the_target_between_them(
+    low: int, high: int, target: int
+) -> None:
+    """The pool had grown to three."""
+    core = filled(min_size=3, max_size=3)
+    effects = core.resize(low, high, NOW)
+    assert (core.min_size, core.max_size, core.target) == (low, high, target)
+    assert core.size == target
+    assert places(effects) == [RETIRED] * (3 - target) + [OPENING] * (target - 3)
+
+
+def test_resize_of_a_pool_that_keeps_only_some_aims_at_min_size() -> None:
+    """As it always does."""
+    core = filled(min_size=2, keep=4)
+    core.target = 7
+    core.resize(1, 9, NOW)
+    assert core.target == 1
+
+
+def test_resize_closes_the_oldest_idle_connections_first() -> None:
+    """As many as are too many."""
+    core = filled(min_size=3, max_size=3)
+    oldest, *others = core.idle
+    conn = oldest.conn
+    effects = core.resize(1, 2, NOW)
+    assert is_retired(core, oldest, conn, effects)
+    assert effects.start == [oldest]
+    assert list(core.idle) == others
+
+
+def test_resize_marks_the_oldest_of_what_is_not_idle() -> None:
+    """As many as are still too many; they are closed when they come back."""
+    core = filled(min_size=4, max_size=4, num_workers=4)
+    held = [lent(core) for _ in range(4)]
+    effects = core.resize(1, 2, NOW)
+    assert [e.expires_at == EVICTED for e in core.entries] == [True, True, False, False]
+    assert effects.start == []
+    assert held
+
+
+def test_resize_to_what_there_is_marks_nothing() -> None:
+    """There is nothing in excess."""
+    core = filled(min_size=2, max_size=2)
+    held = lent(core)
+    core.resize(1, 2, NOW)
+    assert [e.expires_at == EVICTED for e in core.entries] == [False, False]
+    assert held
+
+
+def test_fill_opens_what_is_missing_whatever_the_target() -> None:
+    """All at once, up to max_size, and what was dropped counts as missing."""
+    core = filled(max_size=9)
+    lent(core)  # and drop it
+    assert places(core.fill(5, NOW)) == [OPENING] * 5
+    assert core.opening == core.size == 5
+    core = filled(max_size=3)
+    assert places(core.fill(9, NOW)) == [OPENING] * 2
+    assert core.fill(2, NOW).start == []
+
+
+def test_check_takes_an_idle_connection_into_service() -> None:
+    """Only if it is still idle."""
+    core = filled(min_size=2)
+    entry, other = core.idle
+    conn = entry.conn
+    assert core.recall(entry) is conn
+    assert (entry.place, entry.conn) == (SERVICE, None)
+    assert list(core.idle) == [other]
+    assert core.recall(entry) is None
+    assert core.lent == 1
+
+
+# Maintenance -----------------------------------------------------------------------------------
+
+
+def test_maintenance_comes_back_in_a_second_until_the_pool_is_closed() -> None:
+    """It does nothing to a pool that is not open."""
+    core = make()
+    effects = core.maintain(NOW)
+    assert (core.due, effects.start) == (NOW + 1, [])
+    core.open(NOW)
+    core.maintain(NOW + 8)
+    assert core.due == NOW + 9
+    core.close(NOW)
+    core.maintain(NOW)
+    assert core.due == inf
+
+
+def test_maintenance_retires_idle_connections_whose_time_is_over() -> None:
+    """At that moment, wherever they are in the queue, and it comes back for the next."""
+    core = filled(min_size=3, max_size=3)
+    one, two, three = core.idle
+    one.expires_at, two.expires_at, three.expires_at = NOW + 4.5, NOW + 4, NOW + 6
+    conn = two.conn
+    effects = core.maintain(NOW + 4)
+    assert is_retired(core, two, conn, effects)
+    assert places(effects) == [RETIRED, OPENING]
+    assert list(core.idle) == [one, three]
+    assert core.due == NOW + 4.5
+
+
+def test_maintenance_leaves_what_was_used_meanwhile() -> None:
+    """A connection is unused from its return on."""
+    core = filled(min_size=3, max_size=3, max_idle=4.0)
+    core.resize(0, 3, NOW)
+    held = [lent(core), lent(core)]
+    for moment, one in enumerate(held, 1):
+        core.checkin(*one, NOW + moment)
+    effects = core.maintain(NOW + 5)
+    assert places(effects) == [RETIRED, RETIRED]
+    assert list(core.idle) == [held[1][0]]
+    assert core.target == 1
+
+
+def test_shrinking_stops_at_min_size() -> None:
+    """However many are unused."""
+    core = filled(min_size=3, max_size=3, max_idle=4.0)
+    core.resize(2, 3, NOW)
+    oldest = core.idle[0]
+    assert core.maintain(NOW + 3.75).start == []
+    assert core.maintain(NOW + 8).start == [oldest]
+    assert (core.size, core.target) == (2, 2)
+
+
+def test_the_target_comes_down_by_one_for_each_that_is_retired() -> None:
+    """Never below min_size, and not for what the pool had not reached."""
+    core = filled(min_size=2, max_size=9, max_idle=4.0)
+    core.min_size, core.target = 0, 7
+    core.maintain(NOW + 4)
+    assert core.target == 5
+    core = filled(min_size=2, max_size=9, max_idle=4.0)
+    core.min_size, core.target = 1, 1
+    core.maintain(NOW + 4)
+    assert core.target == 1
+
+
+def in_turn() -> Core:
+    """Make a pool of three that are all used in turn, and of which one is never needed."""
+    core = filled(min_size=3, max_size=3, lifo=False, max_idle=4.0)
+    core.resize(0, 3, NOW)
+    core.low_water = 3
+    for _ in range(3):
+        one, other = core.idle[0], core.idle[1]
+        first, second = core.checkout(NOW + 3), core.checkout(NOW + 3)
+        core.checkin(one, first, NOW + 3)
+        core.checkin(other, second, NOW + 3)
+    return core
+
+
+def test_in_turn_maintenance_retires_as_many_as_were_never_needed() -> None:
+    """After max_idle seconds, in which one was idle at any time; then the count begins anew."""
+    core = in_turn()
+    oldest = core.idle[0]
+    assert core.maintain(NOW + 3.5).start == []
+    assert core.due == NOW + 4
+    assert core.maintain(NOW + 4).start == [oldest]
+    assert (core.low_water, core.low_water_since) == (3, NOW + 4)
+    assert core.due == NOW + 5
+
+
+def test_in_turn_no_more_are_retired_than_are_idle() -> None:
+    """Others are lent now, or were unused themselves."""
+    core = in_turn()
+    core.low_water = 9
+    held = core.checkout(NOW + 4)
+    core.low_water = 9
+    assert places(core.maintain(NOW + 4)) == [RETIRED, RETIRED]
+    core = in_turn()
+    core.low_water = 0
+    assert places(core.maintain(NOW + 7)) == [RETIRED] * 3
+    assert held is not None
+
+
+def test_maintenance_comes_back_when_a_connection_has_been_idle_for_long() -> None:
+    """The oldest counts, and in turn the beginning of the count if that is earlier."""
+    core = filled(min_size=2, max_idle=0.5)
+    core.min_size = 1
+    core.idle[0].idle_since, core.idle[1].idle_since = NOW + 0.25, NOW + 0.375
+    core.maintain(NOW + 0.25)
+    assert core.due == NOW + 0.75
+    core.lifo, core.low_water_since = False, NOW + 0.125
+    core.maintain(NOW + 0.25)
+    assert core.due == NOW + 0.625
+    core.low_water_since = NOW + 0.375
+    core.maintain(NOW + 0.25)
+    assert core.due == NOW + 0.75
+
+
+def test_maintenance_need_not_come_back_early_where_nothing_can_shrink() -> None:
+    """At min_size, or while all is lent."""
+    core = filled(min_size=2, max_idle=0.5)
+    core.maintain(NOW)
+    assert core.due == NOW + 1
+    core.min_size = 0
+    held = lent(core), lent(core)
+    core.maintain(NOW)
+    assert core.due == NOW + 1
+    assert held
+
+
+def test_a_pool_retires_the_oldest_of_what_it_should_not_keep() -> None:
+    """Whatever transition finds that there are too many."""
+    core = filled(min_size=2, max_size=2)
+    oldest, other = core.idle
+    core.min_size = core.target = 0
+    core.keep = 1
+    assert core.fill(0, NOW).start == [oldest]
+    assert list(core.idle) == [other]
+
+
+# Repair ----------------------------------------------------------------------------------------
+
+
+def granted_half(core: Core) -> tuple[Client, Entry, Any]:
+    """Cut a grant short right after the entry was written into the client."""
+    client, entry = Client(), core.idle.pop()
+    client.since, client.entry = NOW, entry
+    core.waiting[client] = None
+    return client, entry, entry.conn
+
+
+def refused_half(core: Core) -> tuple[Client, OSError]:
+    """Cut a refusal short right after the error was written into the client."""
+    client, error = Client(), OSError()
+    client.since, client.error = NOW, error
+    core.waiting[client] = None
+    return client, error
+
+
+REPAIRING: dict[str, Callable[[Core, Client], Effects | bool]] = {
+    "its time is over": lambda core, client: core.expire(client, NOW + 4),
+    "maintenance comes": lambda core, _: core.maintain(NOW + 4),
+    "the pool is closed": lambda core, _: core.close(NOW + 4),
+}
+
+
+@pytest.mark.parametrize("name", REPAIRING)
+def test_a_grant_that_was_cut_short_is_finished_when(name: str) -> None:
+    """The client has its connection and has not timed out."""
+    core = filled()
+    client, entry, conn = granted_half(core)
+    gains = Gains(core)
+    effects = REPAIRING[name](core, client)
+    assert effects is False or client in effects.wake  # type: ignore[union-attr]
+    assert is_served(core, client, entry, conn, NOW + 4)
+    assert gains.since() == {"requests_time": 4}
+
+
+@pytest.mark.parametrize("name", REPAIRING)
+def test_a_refusal_that_was_cut_short_is_finished_when(name: str) -> None:
+    """The error was counted where it was written."""
+    core = filled(min_size=0)
+    client, error = refused_half(core)
+    gains = Gains(core)
+    effects = REPAIRING[name](core, client)
+    assert effects is False or client in effects.wake  # type: ignore[union-attr]
+    assert (client.error, list(core.waiting)) == (error, [])
+    assert gains.since() == {"requests_time": 4}
+
+
+def test_a_grant_that_was_cut_short_late_does_not_lose_the_connection() -> None:
+    """It had been moved to the client already."""
+    core = filled()
+    client, entry, conn = granted_half(core)
+    client.conn, entry.conn, entry.place, entry.lent_at = conn, None, LENT, NOW
+    core.maintain(NOW + 4)
+    assert is_served(core, client, entry, conn, NOW)
+
+
+def test_a_client_that_was_left_beside_an_idle_connection_is_served_next() -> None:
+    """By whatever transition comes; here by a check that passes."""
+    core = filled()
+    client, entry = Client(), core.idle[0]
+    conn, client.since = entry.conn, NOW
+    core.waiting[client] = None
+    core.check_passed(NOW + 4)
+    assert is_served(core, client, entry, conn, NOW + 4)
+
+
+def audited(core: Core) -> Effects:
+    """What an audit asks for."""
+    effects = Effects()
+    core.audit(NOW, effects)
+    return effects
+
+
+def test_an_audit_wakes_again_who_was_dismissed_and_orders_again_what_nobody_began() -> None:
+    """The effects that said so may be lost."""
+    core = filled(min_size=2, max_size=3)
+    client = Client()
+    core.enqueue(client, NOW)
+    entry, conn = lent(core)
+    core.recycle(entry, conn, NOW)
+    (new,) = core.fill(3, NOW).start
+    effects = audited(core)
+    assert effects.wake == [client]
+    assert effects.start == [entry, new]
+
+
+def test_an_audit_orders_again_what_is_retired_and_not_begun() -> None:
+    """Even if the order had not been written; what a worker has is left to it."""
+    core = filled(min_size=2)
+    (one, first), (other, second) = lent(core), lent(core)
+    core.discard(one, first, NOW)
+    core.discard(other, second, NOW)
+    one.ordered = False
+    assert core.begin(other) is second
+    core.entries.clear()
+    effects = audited(core)
+    assert effects.start == [one]
+    assert one.ordered is True
+
+
+def test_an_audit_puts_back_what_was_half_put_back() -> None:
+    """A connection that is held and not listed becomes idle, once."""
+    core = filled(min_size=2)
+    entry, conn = lent(core)
+    entry.conn = conn
+    assert audited(core).start == []
+    assert (entry.place, list(core.idle)[-1], len(core.idle)) == (IDLE, entry, 2)
+    assert audited(core).start == []
+    assert len(core.idle) == 2
+
+
+def test_an_audit_puts_back_what_was_not_yet_retired() -> None:
+    """It is expired, and the next transition retires it; it is not ordered twice."""
+    core = filled(min_size=0, max_size=1)
+    core.fill(1, NOW)
+    opened(core, permit(core))
+    entry = core.idle.pop()
+    entry.expires_at = EVICTED
+    core.retiring[entry] = None
+    assert audited(core).start == []
+    assert (list(core.idle), entry.place, entry.ordered) == ([entry], IDLE, False)
+
+
+def test_an_audit_forgets_what_is_retired_and_counts_the_permits() -> None:
+    """Both may have been cut short."""
+    core = filled(min_size=2, max_size=3)
+    (new,) = core.fill(3, NOW).start
+    new.place = RETIRED
+    new.ordered = False
+    assert core.opening == 1
+    audited(core)
+    assert new not in core.entries
+    assert (core.opening, core.size) == (0, 2)
+
+
+# Arithmetic ------------------------------------------------------------------------------------
+
+
+def test_the_backoff_stops_doubling_before_it_overflows() -> None:
+    """After thirty times, whatever the cap is."""
+    assert Backoff(first=1.0, cap=inf).delay(30, 0.5) == 2.0**28
+    assert Backoff(first=1.0, cap=inf).delay(1_000_000, 0.5) == 2.0**29
+
+
+def test_growth_leaves_the_workers_that_are_busy_out() -> None:
+    """One of two workers opens already."""
+    assert growth(target=4, size=1, max_size=9, waiting=0, opening=1, width=2) == 1
