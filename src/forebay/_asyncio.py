@@ -10,6 +10,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import nullcontext
+from contextvars import Context, copy_context
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,7 @@ class Asyncio:
         self._service = Lane(workers)
         self._flows: Callable[[], Flows | None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
+        self._context: Context | None = None  # of who opened the pool
 
     def unbounded_openings(self) -> None:
         """Open as many connections at once as the core orders (null pools)."""
@@ -80,7 +82,8 @@ class Asyncio:
         if self._timer is not None:
             self._timer.cancel()
         this = weakref.ref(self)  # the loop does not keep the pool alive
-        self._timer = self.loop.call_later(max(0.0, at - self.now()), lambda: _maintain(this))
+        pause = max(0.0, at - self.now())
+        self._timer = self.loop.call_later(pause, lambda: _maintain(this), context=self._context)
 
     def maintain(self) -> None:
         """Do what time makes necessary, and come back when there is more."""
@@ -96,6 +99,8 @@ class Asyncio:
     def start(self, flows: Flows, name: str) -> None:
         """Bind to the running loop; the first alarm starts the timer."""
         self.loop = asyncio.get_running_loop()
+        # Not that of the request that happens to order a connection: it would outlive its request.
+        self._context = self._openings.context = self._service.context = copy_context()
         self._openings.name = self._service.name = name
         self._flows = weakref.ref(flows)
 
@@ -119,6 +124,7 @@ class Lane:
     def __init__(self, width: Callable[[], float]) -> None:
         self.width = width
         self.name = "pool"
+        self.context: Context | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self._jobs: OrderedDict[object, Job] = OrderedDict()
         self._started = 0
@@ -140,7 +146,9 @@ class Lane:
         while self._jobs and len(self.tasks) < self.width():
             _, job = self._jobs.popitem(last=False)
             self._started += 1
-            task = asyncio.create_task(job(), name=f"{self.name}-worker-{self._started}")
+            name = f"{self.name}-worker-{self._started}"
+            context = self.context and self.context.copy()
+            task = asyncio.create_task(job(), name=name, context=context)
             self.tasks.add(task)
             task.add_done_callback(self._ended)
 

@@ -167,7 +167,7 @@ class Core:
         # Failing to connect.
         self.failures = 0  # in a row
         self.check_failing = False  # connecting succeeds, but new connections fail their check
-        self.failing_since = 0.0
+        self.failing_since = inf  # when this series of attempts began to fail
         self.failed_at = 0.0
         self.retry_at = 0.0
         self.last_error: BaseException | None = None
@@ -281,11 +281,17 @@ class Core:
     def checkin(self, entry: Entry, conn: Any, now: float) -> Effects | None:
         """Take a connection back, clean; `None` when there is nothing left to do."""
         if entry.place is not LENT:
-            raise ValueError(f"the connection is {entry.place.value} in its pool, not lent")
-        if entry.leased:
+            return self._strayed(entry, conn)
+        if entry.leased:  # _end_lease(), written out for the hot path
             entry.leased = False
             self.usage_time += now - entry.lent_at
-        if self.waiting or self.watching or entry.expires_at <= now or len(self.idle) >= self.keep:
+        if (
+            self.waiting
+            or self.watching
+            or self.lost
+            or entry.expires_at <= now
+            or len(self.idle) >= self.keep
+        ):
             effects = Effects()
             self._put(entry, conn, now, effects)
             return self._balance(now, effects)
@@ -300,9 +306,7 @@ class Core:
         if entry.place is not LENT or entry.expires_at <= now:
             return self.checkin(entry, conn, now) or Effects()
         effects = Effects()
-        if entry.leased:
-            entry.leased = False
-            self.usage_time += now - entry.lent_at
+        self._end_lease(entry, now)
         entry.place = SERVICE
         entry.ordered = True
         entry.conn = conn
@@ -318,15 +322,14 @@ class Core:
 
     def discard(self, entry: Entry, conn: Any, now: float, *, lost: bool = False) -> Effects:
         """The connection is of no more use; `lost` if check() found it so, else a bad return."""
-        effects = Effects()
-        if entry.place is RETIRED and entry.ref is None:
-            return effects  # reclaimed before it came back
         if entry.place is not LENT and entry.place is not SERVICE:
-            raise ValueError(f"the connection is {entry.place.value} in its pool, not lent")
+            return self._strayed(entry, conn)
+        effects = Effects()
         if lost:
             self.connections_lost += 1
         else:
             self.returns_bad += 1
+        self._end_lease(entry, now)
         self._retire(entry, conn, effects)
         return self._balance(now, effects)
 
@@ -346,7 +349,7 @@ class Core:
         """
         effects = Effects()
         self._retire(entry, conn, effects)
-        if entry.opened_at >= arrived:
+        if entry.opened_at >= arrived and isinstance(error, Exception):
             self.check_failing = True
             self._failed(error, now, chance, effects)
         return self._balance(now, effects)
@@ -354,7 +357,7 @@ class Core:
     def check_passed(self, now: float) -> Effects:
         """A client's check has passed, after failures."""
         self.check_failing = False
-        self.failures = 0
+        self._recovered()
         return self._balance(now, Effects())
 
     # Opening -------------------------------------------------------------------------------
@@ -383,7 +386,7 @@ class Core:
         effects = Effects()
         self.connections_time += took
         if not self.check_failing:
-            self.failures = 0
+            self._recovered()
         entry.opened_at = now
         if entry.expires_at != EVICTED:
             entry.expires_at = now + lifetime(self.max_lifetime, chance)
@@ -442,7 +445,7 @@ class Core:
             self._forget(entry)
         for waiter in [*self.waiting, *self.watching]:
             waiter.error = self.refusals.closed(self)
-            self.requests_errors += 1
+            self.requests_errors += waiter in self.waiting
             self._dismiss(waiter, now, effects)
         self._evict_all(effects)
         return effects
@@ -587,13 +590,33 @@ class Core:
         self.watching.pop(waiter, None)
         effects.wake.append(waiter)
 
+    def _strayed(self, entry: Entry, conn: Any) -> Effects:
+        """A connection comes back whose slot was given back before: close it."""
+        if entry.place is not RETIRED or entry.ref is not None:
+            raise ValueError(f"the connection is {entry.place.value} in its pool, not lent")
+        effects = Effects()
+        entry.ref = Held.watch(conn, entry, self.lost)
+        self._retire(entry, conn, effects)
+        return effects
+
+    def _end_lease(self, entry: Entry, now: float) -> None:
+        """Count the time of a connection() that ends."""
+        if entry.leased:
+            entry.leased = False
+            self.usage_time += now - entry.lent_at
+
     def _put(self, entry: Entry, conn: Any, now: float, effects: Effects) -> None:
         """Make a connection idle, or retire it if its time is over or it is one too many."""
+        if entry.ref is not None and entry.ref() is None:
+            # Python drops the weak references to what is in a garbage cycle before it runs the
+            # finalizers there, and one of these has returned the connection: its slot is lost.
+            entry.expires_at = EVICTED
         if entry.expires_at <= now or (len(self.idle) >= self.keep and not self.waiting):
             self._retire(entry, conn, effects)
             return
         was_opening = entry.place is OPENING
-        entry.idle_since = now
+        if entry.lent_at >= entry.idle_since:  # new, or used; to be checked is no use
+            entry.idle_since = now
         entry.conn = conn
         entry.place = IDLE
         self.idle.append(entry)
@@ -633,12 +656,15 @@ class Core:
             if entry.ref is held:
                 self._forget(entry)
                 self.retiring.pop(entry, None)
+                entry.ref = None
             self.lost.popleft()
 
     def _grow(self, now: float, effects: Effects) -> None:
         """Issue the permits that are wanted; while connecting fails, one at a time."""
         if self.phase is not Phase.OPEN:
             return
+        if not (self.waiting or self.opening or len(self.entries) < self.target):
+            self.failing_since = inf  # nothing more is attempted: the next failure is another story
         wanted = growth(
             target=self.target,
             size=len(self.entries),
@@ -670,20 +696,22 @@ class Core:
 
     def _failed(self, error: BaseException, now: float, chance: float, effects: Effects) -> None:
         """Note a failed attempt to get a usable connection, and when to try again."""
-        if not self.failures:
-            self.failing_since = now
+        self.failing_since = min(self.failing_since, now)
         self.failures += 1
         self.failed_at = now
         # An interruption is no connection error; keeping it would keep its frames alive.
-        self.last_error = error if isinstance(error, Exception) else None
-        give_up_at = self.failing_since + self.reconnect_timeout
-        if now >= give_up_at:
+        if isinstance(error, Exception):
+            self.last_error = error
+        if now >= self.failing_since + self.reconnect_timeout:
             effects.gave_up = True
             self.target = self.min_size
             self.failing_since = now
-            self.failures = 1
-            give_up_at = now + self.reconnect_timeout
-        self.retry_at = min(now + self.backoff.delay(self.failures, chance), give_up_at)
+        self.retry_at = now + self.backoff.delay(self.failures, chance)
+
+    def _recovered(self) -> None:
+        """An attempt to get a usable connection has succeeded."""
+        self.failures = 0
+        self.failing_since = inf
 
     def _due_by(self, at: float, effects: Effects) -> None:
         if at < self.due:

@@ -115,6 +115,17 @@ class Door:
         if num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, not {num_workers!r}")
         most = self._bounds(min_size, max_size)
+        _expect_seconds(
+            timeout=timeout,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            reconnect_timeout=reconnect_timeout,
+        )
+        if max_lifetime <= 0:
+            raise ValueError(
+                f"max_lifetime must be more than 0 seconds, not {max_lifetime!r};"
+                " math.inf keeps connections for ever"
+            )
         self.name = f"pool-{next(_number)}" if name is None else name
         self.timeout = timeout
         self.close_returns = close_returns
@@ -215,10 +226,10 @@ class Door:
         return most
 
     def _unfilled(self, timeout: float) -> Exception:
-        """What wait() raises, after it has closed the pool."""
+        """What wait() raises, when it has closed the pool."""
         core = self._core
         error = core.refusals.timeout(core, timeout)
-        error.args = (f"pool initialization incomplete after {timeout} sec: {self!r}",)
+        error.args = (f"pool initialization incomplete after {timeout:.2f} sec: {self!r}",)
         return error
 
     def _announce_implicit(self, category: type[Warning], text: str, stacklevel: int) -> None:
@@ -238,3 +249,9 @@ class Door:
         else:
             origin = f"it was lent by pool {pool.name!r}"
         return ValueError(f"can't return connection to pool {self.name!r}: {origin}: {conn}")
+
+
+def _expect_seconds(**durations: Any) -> None:
+    for name, value in durations.items():
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number of seconds, not {value!r}")

@@ -219,10 +219,11 @@ class Flows:
         except BaseException as error:
             with runtime.lock:
                 effects = core.open_failed(entry, conn, error, runtime.now(), runtime.chance())
+            if isinstance(error, Exception):
+                detach(error)  # before a client is woken that may raise it
             self.carry_out(effects)
             if not isinstance(error, Exception):
                 raise
-            detach(error)
             self._log("error connecting: %s", error)
             return
         with runtime.lock:
@@ -290,7 +291,7 @@ class Flows:
         with self.runtime.lock:
             effects = self.core.close(self.runtime.now())
         self.carry_out(effects)
-        if not await self.runtime.stop(timeout):
+        if not await self.runtime.stop(timeout) and timeout > 0:
             logger.warning(
                 "%s: background work still runs %.1f seconds after close()", self.name, timeout
             )

@@ -88,6 +88,8 @@ class ThreadDoor(Door, Generic[C]):
         At the end of the block the transaction is committed, or rolled back on an exception, and
         the connection is returned.  `timeout` and errors: see `getconn()`.
         """
+        if self._implicitly_open:
+            self._announce_implicit(DeprecationWarning, _IMPLICIT, stacklevel=2)
         return Lease(self, timeout)
 
     def getconn(self, timeout: float | None = None) -> C:
@@ -162,11 +164,14 @@ class ThreadDoor(Door, Generic[C]):
             PoolTimeout: they were not ready in time; the pool is closed.
             PoolClosed: the pool is not open.
         """
+        if self._implicitly_open:
+            self._announce_implicit(DeprecationWarning, _IMPLICIT, stacklevel=2)
         if self._null:
             self._try_one(timeout)
         elif not run_sync(self._flows.wait(timeout)):
+            error = self._unfilled(timeout)
             self.close()
-            raise self._unfilled(timeout)
+            raise error
 
     def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change the bounds of the pool; `max_size=None`: as many as `min_size`.
@@ -207,13 +212,15 @@ class ThreadDoor(Door, Generic[C]):
 
     def _try_one(self, timeout: float) -> None:
         """Make one connection, as a test; close the pool if that fails."""
+        started = self._now()
         try:
             self.putconn(self.getconn(timeout))
         except Exception as error:
             if self.closed:
                 raise
+            unfilled = self._unfilled(self._now() - started)
             self.close()
-            raise self._unfilled(timeout) from error
+            raise unfilled from error
 
 
 def expect_plain_functions(**callbacks: Any) -> None:

@@ -7,6 +7,7 @@ import logging
 import random
 import threading
 import time
+import traceback
 import weakref
 from _thread import LockType, allocate_lock
 from collections import OrderedDict
@@ -94,13 +95,21 @@ class Threads:
     async def stop(self, timeout: float) -> bool:
         """End the threads and wait for them, up to `timeout` seconds in all."""
         deadline = time.monotonic() + timeout
+        while threads := self._running():
+            if time.monotonic() >= deadline:
+                return False
+            threads[0].join(_bounded(deadline - time.monotonic()))
+        return True
+
+    def _running(self) -> list[threading.Thread]:
+        """Tell all threads to end; returns those that have not yet, but for the caller's own.
+
+        What arrives late is closed by a thread that may not have been there a moment ago.
+        """
         threads = [*self._openings.stop(), *self._service.stop()]
         if self._maintenance is not None:
             threads.append(self._maintenance.stop())
-        for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join(max(0.0, deadline - time.monotonic()))
-        return not any(t.is_alive() for t in threads if t is not threading.current_thread())
+        return [t for t in threads if t.is_alive() and t is not threading.current_thread()]
 
 
 class Lane:
@@ -154,11 +163,19 @@ class Lane:
     def _work(self) -> None:
         try:
             while (job := self._next()) is not None:
-                run_sync(job())
+                self._run(job)
                 del job
         finally:
             with self._lock:
                 self._threads.pop(threading.current_thread(), None)
+
+    def _run(self, job: Job) -> None:
+        """Run a job; whatever a callback raises, the next job has its worker."""
+        try:
+            run_sync(job())
+        except BaseException:
+            # As text: a record that keeps the frames would keep what they hold.
+            logger.error("%s: error in a worker:\n%s", self.name, traceback.format_exc())
 
     def _next(self) -> Job | None:
         with self._lock:
@@ -196,15 +213,15 @@ class Maintenance:
         return self._thread
 
     def _run(self) -> None:
-        due = time.monotonic()
+        pause = 0.0
         while not self._stopping:
-            self._gate.acquire(True, _bounded(due - time.monotonic()))
+            self._gate.acquire(True, _bounded(pause))
             flows = self._flows()
             if flows is None:  # collected while open
                 for lane in self._lanes:
                     lane.stop()
                 return
-            due = flows.maintain()
+            pause = flows.maintain() - flows.runtime.now()
             del flows
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 def detach(error: BaseException) -> None:
     """Take the tracebacks off an error that is kept: their frames keep connections alive."""
     link: BaseException | None = error
-    while link is not None:
+    while link is not None and link.__traceback__ is not None:  # a chain may be a circle
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
 

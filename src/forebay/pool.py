@@ -94,6 +94,7 @@ class ConnectionPool(ThreadDoor[CT]):
             check=check,
             reset=reset,
             reconnect_failed=reconnect_failed,
+            connection_class=getattr(connection_class, "connect", None),
         )
         super().__init__(
             conninfo,

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
 
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, Connection
 
 from ._asyncio import Asyncio
 from ._door import Door
@@ -147,6 +147,11 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             ValueError: for sizes or numbers that make no pool.
             TypeError: for a callback that is a coroutine function.
         """
+        if issubclass(connection_class, Connection):
+            raise TypeError(
+                f"connection_class must be an AsyncConnection in a pool for asyncio, not"
+                f" {connection_class!r}; ConnectionPool takes that"
+            )
         super().__init__(
             conninfo,
             connection_class,
@@ -177,6 +182,8 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         At the end of the block the transaction is committed, or rolled back on an exception, and
         the connection is returned.  `timeout` and errors: see `getconn()`.
         """
+        if self._implicitly_open:
+            self._announce_implicit(RuntimeWarning, _CONSTRUCTED, stacklevel=2)
         return AsyncLease(self, timeout)
 
     async def getconn(self, timeout: float | None = None) -> ACT:
@@ -254,11 +261,14 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             PoolClosed: the pool is not open.
         """
         self._expect_loop()
+        if self._implicitly_open:
+            self._announce_implicit(RuntimeWarning, _CONSTRUCTED, stacklevel=2)
         if self._null:
             await self._try_one(timeout)
         elif not await self._flows.wait(timeout):
+            error = self._unfilled(timeout)
             await self.close()
-            raise self._unfilled(timeout)
+            raise error
 
     async def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change the bounds of the pool; `max_size=None`: as many as `min_size`.
@@ -339,13 +349,15 @@ class AsyncConnectionPool(Door, Generic[ACT]):
 
     async def _try_one(self, timeout: float) -> None:
         """Make one connection, as a test; close the pool if that fails."""
+        started = self._now()
         try:
             await self.putconn(await self.getconn(timeout))
         except Exception as error:
             if self.closed:
                 raise
+            unfilled = self._unfilled(self._now() - started)
             await self.close()
-            raise self._unfilled(timeout) from error
+            raise unfilled from error
 
 
 class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):

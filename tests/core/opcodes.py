@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -12,13 +13,14 @@ from types import CodeType, FrameType
 from typing import Any
 
 import forebay
+from forebay import PoolTimeout
 
 HOME = str(Path(forebay.__file__).parent)
 NOT_THE_POOL = ("testing.py", "drivers/__init__.py")
 
 #: Loops of the pool's own threads: signal handlers run in the main thread only.
 #: What these loops call is interrupted all the same.
-LOOPS = frozenset({"Lane._work", "Lane._next", "Maintenance._run"})
+LOOPS = frozenset({"Lane._work", "Lane._next", "Lane._run", "Maintenance._run"})
 
 
 class Interrupted(BaseException):
@@ -36,8 +38,14 @@ class Interrupter:
 
     def run(self, action: Callable[[], object]) -> None:
         """Run `action`; what it is interrupted by ends here."""
-        with suppress(Interrupted), _watched(self._reach):
-            action()
+        # A worker that was interrupted goes on with its next job; its client may wait in vain.
+        late = (PoolTimeout,) if self.at else ()
+        gc.disable()  # what the run before has left may be collected, but not interrupted
+        try:
+            with suppress(Interrupted, *late), _watched(self._reach):
+                action()
+        finally:
+            gc.enable()
 
     def _reach(self, code: CodeType, offset: int) -> None:
         if offset in _leaving(code) or self.count == self.at:

@@ -456,6 +456,15 @@ def a_pool_reclaims_a_lent_connection_that_was_closed(stage: Stage) -> tuple[Any
 
 
 @scenario
+def a_reclaimed_connection_comes_back_after_all(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    lent = pool.getconn()
+    lent.close()
+    pool._flows.maintain()
+    return pool, then(lambda: pool.putconn(lent), stage.play)
+
+
+@scenario
 def a_pool_is_filled_once(stage: Stage) -> tuple[Any, Action]:
     pool = filled(stage, min_size=0, max_size=2)
     return pool, then(lambda: pool._flows.transition("fill", 2), stage.play)

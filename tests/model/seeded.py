@@ -55,8 +55,8 @@ SEEDED = (
     _core_bug(
         "a returned connection goes idle although somebody waits",
         "plain",
-        "if self.waiting or self.watching or entry.expires_at",
-        "if self.watching or entry.expires_at",
+        "            self.waiting\n            or self.watching\n",
+        "            self.watching\n",
     ),
     _core_bug(
         "the last in the queue is served first",
@@ -171,8 +171,8 @@ SEEDED = (
     _core_bug(
         "a null pool keeps one connection",
         "null",
-        " or len(self.idle) >= self.keep:",
-        ":",
+        "            or len(self.idle) >= self.keep\n",
+        "",
     ),
     _core_bug(
         "a null pool's client is not told that connecting has failed",
