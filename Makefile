@@ -52,7 +52,7 @@ model: $(VENV)/.dev ## visit every reachable state of the pool within the bounds
 
 mutants: $(VENV)/.mutants ## mutate the core; docs/mutants.md must explain each survivor
 	@rm -rf mutants
-	@$(BIN)/mutmut run
+	@$(BIN)/mutmut run | tr '\r' '\n' | tail -n 1
 	@$(BIN)/python docs/mutants.py
 
 matrix: ## the suite on every supported Python that is on the PATH

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import random
 import time
+import traceback
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,11 +16,15 @@ from contextvars import Context, copy_context
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from ._policy import MAINTENANCE_INTERVAL
 from ._runtime import Job
 
 if TYPE_CHECKING:
     from ._entry import Entry
     from ._flows import Flows
+
+
+logger = logging.getLogger("forebay")
 
 
 class AsyncWaiter:
@@ -65,7 +71,7 @@ class Asyncio:
         self._service = Lane(workers)
         self._flows: Callable[[], Flows | None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
-        self._context: Context | None = None  # of who opened the pool
+        self._context = Context()  # of who opened the pool
 
     def unbounded_openings(self) -> None:
         """Open as many connections at once as the core orders (null pools)."""
@@ -88,8 +94,14 @@ class Asyncio:
     def maintain(self) -> None:
         """Do what time makes necessary, and come back when there is more."""
         flows = self._flows()
-        if flows is not None:
-            self.alarm(flows.maintain())
+        if flows is None:
+            return
+        due = self.now() + MAINTENANCE_INTERVAL
+        try:
+            due = flows.maintain()
+        except Exception:
+            logger.error("%s: error in maintenance:\n%s", flows.name, traceback.format_exc())
+        self.alarm(due)
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call what the user gave us, and await what it returns."""
@@ -124,7 +136,7 @@ class Lane:
     def __init__(self, width: Callable[[], float]) -> None:
         self.width = width
         self.name = "pool"
-        self.context: Context | None = None
+        self.context = Context()
         self.tasks: set[asyncio.Task[None]] = set()
         self._jobs: OrderedDict[object, Job] = OrderedDict()
         self._started = 0
@@ -147,7 +159,7 @@ class Lane:
             _, job = self._jobs.popitem(last=False)
             self._started += 1
             name = f"{self.name}-worker-{self._started}"
-            context = self.context and self.context.copy()
+            context = self.context.copy()
             task = asyncio.create_task(job(), name=name, context=context)
             self.tasks.add(task)
             task.add_done_callback(self._ended)

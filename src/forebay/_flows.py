@@ -330,7 +330,8 @@ class Flows:
 
     def _is_closed(self, entry: Entry) -> bool:
         """Whether the session of a lent connection is known to have ended."""
-        conn = entry.ref and entry.ref()
+        ref = entry.ref  # once: another thread may take it away
+        conn = ref and ref()
         return conn is not None and self.driver.closed(conn)
 
     async def verify(self) -> None:

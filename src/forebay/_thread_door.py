@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -61,6 +62,8 @@ class Lease(Generic[C]):
             if effects is not None:
                 run_sync(pool._flows.conclude(effects))
             return None
+        if pool._is_inside():
+            return None  # see putconn()
         try:
             swallowed: bool | None = conn.__exit__(exc_type, exc, traceback)
             return swallowed
@@ -75,6 +78,8 @@ class ThreadDoor(Door, Generic[C]):
 
     def _begin(self, open: bool | None) -> None:
         """What a constructor does last: open the pool, unless `open` is false."""
+        lock: Any = self._lock
+        self._is_inside: Callable[[], bool] = lock._is_owned
         # A lease may return a clean connection by itself: putconn() would do no more.
         self._swift = self._reset is None and type(self).putconn is ThreadDoor.putconn
         if open or open is None:
@@ -124,6 +129,8 @@ class ThreadDoor(Door, Generic[C]):
             raise self._stranger(conn) from None
         if lender is not self:
             raise self._stranger(conn)
+        if self._is_inside():
+            return  # a finalizer, inside a transition of its own thread: to drop it is to return it
         lent._pool = None
         if self._unclean(conn) or self._reset is not None:
             run_sync(self._flows.release(entry, conn))

@@ -9,13 +9,14 @@ import threading
 import time
 import traceback
 import weakref
-from _thread import LockType, allocate_lock
+from _thread import LockType, RLock, allocate_lock
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ._policy import MAINTENANCE_INTERVAL
 from ._runtime import Job, run_sync
 
 if TYPE_CHECKING:
@@ -61,7 +62,9 @@ class Threads:
     def __init__(self, workers: Callable[[], int]) -> None:
         # Makes each transition of the core one step.  Held for microseconds, never during I/O.
         # Always taken by `with`: acquire/try/finally leaves it held when a signal handler raises.
-        self.lock = allocate_lock()
+        # Reentrant, for a finalizer that the collector runs inside a transition and that returns
+        # its connection: it must neither wait for its own thread nor enter the core (rule 8).
+        self.lock = RLock()
         self._starting = allocate_lock()  # two threads may open the pool at once
         self._openings = Lane(workers)
         self._service = Lane(workers)
@@ -120,8 +123,8 @@ class Lane:
         self.name = "pool"
         self._jobs: OrderedDict[object, Job] = OrderedDict()
         # Taken by `with self._lock`, never by `with self._changed`: that is a Python function,
-        # which a signal handler may leave with the lock held.
-        self._lock = allocate_lock()
+        # which a signal handler may leave with the lock held.  Reentrant: see Threads.lock.
+        self._lock: Any = RLock()
         self._changed = threading.Condition(self._lock)
         self._threads: dict[threading.Thread, None] = {}
         self._waiting = 0
@@ -221,7 +224,11 @@ class Maintenance:
                 for lane in self._lanes:
                     lane.stop()
                 return
-            pause = flows.maintain() - flows.runtime.now()
+            try:
+                pause = flows.maintain() - flows.runtime.now()
+            except Exception:
+                logger.error("%s: error in maintenance:\n%s", flows.name, traceback.format_exc())
+                pause = MAINTENANCE_INTERVAL
             del flows
 
 

@@ -43,6 +43,7 @@ class Stage:
         with (
             mock.patch("forebay._threads.threading", played),
             mock.patch("forebay._threads.allocate_lock", self._lock),
+            mock.patch("forebay._threads.RLock", self._lock),
         ):
             yield self
 
@@ -111,6 +112,10 @@ class Lock:
     def locked(self) -> bool:
         """Whether it is held."""
         return self._held
+
+    def _is_owned(self) -> bool:
+        """Whether it is held by `with`: then it is by the only thread there is."""
+        return self.entered
 
     def __enter__(self) -> bool:
         if self._held:

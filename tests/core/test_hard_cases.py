@@ -279,3 +279,42 @@ def test_the_warning_about_open_names_the_line_of_the_program() -> None:
             getattr(pool, use)()
         assert [warning.filename for warning in caught] == [__file__]
         pool.close()
+
+
+def test_a_finalizer_inside_a_transition_returns_by_dropping() -> None:
+    """The collector may run it while its own thread holds the pool's lock."""
+    pool = fake_pool(ConnectionPool, min_size=1, max_size=1)
+    pool.wait(10)
+    returned = pool.getconn()
+    with pool._lock:  # as a transition does that the collector interrupts
+        pool.putconn(returned)
+    assert repr(pool).endswith("0 idle, 1 lent, 0 opening, 0 waiting of 1..1>")
+    del returned
+    lease = pool.connection(timeout=10)
+    assert lease.__enter__()
+    with pool._lock:
+        lease.__exit__(GeneratorExit, GeneratorExit(), None)
+    del lease
+    pool.putconn(pool.getconn(timeout=10))
+    assert repr(pool).endswith("1 idle, 0 lent, 0 opening, 0 waiting of 1..1>")
+    pool.close()
+
+
+def test_maintenance_outlives_an_error() -> None:
+    """A connection class whose `closed` raises does not end the pool's watch over itself."""
+    pool = fake_pool(ConnectionPool, min_size=1, max_size=1)
+    pool.wait(10)
+    again = threading.Event()
+
+    def broken() -> float:
+        pool._flows.maintain = working  # type: ignore[method-assign]
+        raise ZeroDivisionError
+
+    def working() -> float:
+        again.set()
+        return float(pool._now()) + 60.0
+
+    pool._flows.maintain = broken  # type: ignore[method-assign]
+    pool._flows.runtime.alarm(0.0)
+    assert again.wait(10)
+    pool.close()

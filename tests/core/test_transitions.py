@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from forebay._core import Core, Phase
-from forebay._entry import EVICTED, IDLE, LENT, OPENING, RETIRED, SERVICE, Effects, Entry
+from forebay._entry import EVICTED, IDLE, LENT, OPENING, RETIRED, SERVICE, Effects, Entry, Held
 from forebay._policy import Backoff, growth
 from forebay.errors import PoolClosedMixin, TooManyRequestsMixin
 
@@ -982,17 +982,17 @@ def test_a_pool_that_was_never_opened_is_not_closed() -> None:
 def test_a_closed_pool_turns_all_away_who_wait() -> None:
     """Clients and watchers; each is an error, and maintenance is due no more."""
     core = filled(max_size=1)
-    held, client, watcher = lent(core), queued(core, NOW), Client()
+    held, client, other, watcher = lent(core), queued(core, NOW), queued(core, NOW), Client()
     core.watch(watcher)
     gains = Gains(core)
     effects = core.close(NOW + 4)
-    for refused in (client, watcher):
+    for refused in (client, other, watcher):
         assert isinstance(refused.error, PoolClosedMixin)
         assert "already closed" in str(refused.error)
-    assert effects.wake == [client, watcher]
+    assert effects.wake == [client, other, watcher]
     assert (list(core.waiting), core.watching) == ([], {})
     assert (core.phase, core.due) == (Phase.CLOSED, inf)
-    assert gains.since() == {"requests_errors": 1, "requests_time": 4}  # a watcher requests none
+    assert gains.since() == {"requests_errors": 2, "requests_time": 8}  # a watcher requests none
     assert is_retired(core, *held, core.checkin(*held, NOW + 4))
 
 
@@ -1390,3 +1390,72 @@ def test_the_backoff_stops_doubling_before_it_overflows() -> None:
 def test_growth_leaves_the_workers_that_are_busy_out() -> None:
     """One of two workers opens already."""
     assert growth(target=4, size=1, max_size=9, waiting=0, opening=1, width=2) == 1
+
+
+# What a finalizer returns ----------------------------------------------------------------------
+
+
+def resurrected(core: Core) -> tuple[Entry, Any]:
+    """A lent connection whose weak reference the collector has dropped, and that lives on."""
+    entry, conn = lent(core)
+    entry.ref = Held.watch(Conn(), entry, core.lost)
+    assert list(core.lost) == [entry.ref]
+    return entry, conn
+
+
+def test_a_connection_that_was_given_up_for_lost_is_closed_when_it_comes_back() -> None:
+    """Its slot is as good as given away."""
+    core = filled()
+    entry, conn = resurrected(core)
+    assert is_retired(core, entry, conn, core.checkin(entry, conn, NOW))
+
+
+def test_a_connection_whose_slot_was_given_away_is_closed_when_it_comes_back() -> None:
+    """Once: the second time it is a stranger."""
+    core = filled()
+    entry, conn = resurrected(core)
+    core.fill(0, NOW)
+    assert (entry.place, entry.ref, len(core.lost)) == (RETIRED, None, 0)
+    assert is_retired(core, entry, conn, core.checkin(entry, conn, NOW))
+    assert entry.ref is not None
+    assert (entry.ref(), entry.ref.entry) == (conn, entry)
+    with pytest.raises(ValueError, match="retired"):
+        core.checkin(entry, conn, NOW)
+
+
+# Stories of failure ------------------------------------------------------------------------------
+
+
+def test_a_story_of_failure_ends_with_a_success() -> None:
+    """The next failure begins another one, though more is wanted still."""
+    core = failing(min_size=2)
+    assert core.failing_since == NOW
+    core.maintain(NOW + 8)
+    opened(core, permit(core))
+    assert (core.failures, core.failing_since, core.opening) == (0, inf, 1)
+
+
+def test_a_story_of_failure_goes_on_while_somebody_wants_a_connection() -> None:
+    """Whoever it is: a client that waits, or an attempt that has not ended."""
+    core = make(min_size=0, max_size=1)
+    core.open(NOW)
+    client = queued(core, NOW)
+    core.open_failed(permit(core), None, OSError("first"), NOW, 0.0)
+    assert core.failing_since == NOW
+    core.maintain(NOW + 8)
+    core.expire(client, NOW + 8)
+    core.fill(0, NOW + 8)
+    assert (core.opening, core.failing_since) == (1, NOW)
+    core.open_failed(permit(core), None, OSError("second"), NOW + 9, 0.0)
+    assert (core.failures, core.failing_since) == (2, inf)
+
+
+def test_the_time_of_a_lease_counts_if_its_connection_is_discarded() -> None:
+    """As if it had come back whole."""
+    core = filled()
+    entry, conn = lent(core)
+    entry.leased = True
+    gains = Gains(core)
+    core.discard(entry, conn, NOW + 2)
+    assert gains.since() == {"returns_bad": 1, "usage_time": 2}
+    assert entry.leased is False

@@ -293,6 +293,10 @@ class Lock:
         """Whether somebody has it."""
         return self.owner is not None
 
+    def _is_owned(self) -> bool:
+        """Whether the running thread has it."""
+        return self.owner is self._baton.current
+
     def __enter__(self) -> bool:
         return self.acquire()
 
@@ -532,6 +536,7 @@ def _instrumented(stage: Stage) -> Iterator[None]:
         enter(mock.patch("forebay._threads.threading", played))
         enter(mock.patch("forebay._threads.time", SimpleNamespace(monotonic=baton.clock.now)))
         enter(mock.patch("forebay._threads.allocate_lock", partial(Lock, baton)))
+        enter(mock.patch("forebay._threads.RLock", partial(Lock, baton)))
         for name in TRANSITIONS:
             enter(mock.patch.object(Core, name, _locked(stage, getattr(Core, name))))
         yield
