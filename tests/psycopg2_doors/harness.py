@@ -52,8 +52,9 @@ class Admin:
 
     def kill(self, *pids: int) -> None:
         """End the sessions, and return when the server has forgotten them."""
-        one(self._conn, "select count(pg_terminate_backend(pid)) from unnest(%s) pid", list(pids))
-        left = "select count(*) from pg_stat_activity where pid = any(%s)"
+        end = "select count(pg_terminate_backend(pid)) from unnest(%s::int[]) pid"
+        one(self._conn, end, list(pids))
+        left = "select count(*) from pg_stat_activity where pid = any(%s::int[])"
         eventually(lambda: not one(self._conn, left, list(pids)), pids)
 
     def __enter__(self) -> Self:

@@ -46,7 +46,7 @@ class Crowd:
                 if "no more connections" not in str(error):
                     self.done["withdrawn"] += 1
                 time.sleep(random.random() / 100)
-            except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            except psycopg2.Error:  # a DatabaseError, if the session ends without a last word
                 self.done["broken"] += 1
             except BaseException as error:
                 self.faults.append(error)
