@@ -275,14 +275,15 @@ class EmbeddedPostgres:
         self._give_to_account(self._run)
         if self._account is not None:
             self.binaries = _copy_for_everyone(_find_binaries(), self._home / "postgresql")
-        self._initdb()
         self._port = _free_port()
+        self._make_data()
 
     def _give_to_account(self, path: Path) -> None:
         if self._account is not None:
             os.chown(path, self._account.pw_uid, self._account.pw_gid)
 
-    def _initdb(self) -> None:
+    def _make_data(self) -> None:
+        """Fill the data directory, which does not exist yet; a standby copies its primary's."""
         password = self._directory / "password"
         password.touch(mode=0o600)
         password.write_text(self._password)
@@ -294,10 +295,7 @@ class EmbeddedPostgres:
         ]
         for name, value in self._settings.items():
             arguments += ["--set", f"{name}={_setting_text(value)}"]
-        initdb = self._spawn("initdb", *arguments)
-        initdb.communicate()
-        if initdb.returncode != 0:
-            raise EmbeddedPostgresError(f"initdb failed:\n{self.log_tail()}")
+        self._run_program("initdb", *arguments)
         password.unlink()
 
     # --- the process --------------------------------------------------------------------
@@ -319,6 +317,12 @@ class EmbeddedPostgres:
                 group=account and account.pw_gid,
                 extra_groups=account and [],
             )
+
+    def _run_program(self, program: str, *arguments: str) -> None:
+        process = self._spawn(program, *arguments)
+        process.communicate()
+        if process.returncode != 0:
+            raise EmbeddedPostgresError(f"{program} failed:\n{self.log_tail()}")
 
     def _launch(self) -> None:
         arguments = ["-D", str(self.data), "-p", str(self._port), "-k", str(self._run)]
