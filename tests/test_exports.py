@@ -24,6 +24,8 @@ def test_the_public_names_are_these() -> None:
         "ConnectionPool",
         "NullConnectionPool",
         "PoolClosed",
+        "PoolDeadlock",
+        "PoolRejected",
         "PoolTimeout",
         "TooManyRequests",
         "install_as_psycopg_pool",
@@ -49,7 +51,9 @@ def test_the_drop_in_has_the_very_same_classes() -> None:
         assert getattr(forebay.psycopg_pool, name) is getattr(forebay, name)
 
 
-@pytest.mark.parametrize("name", ["PoolClosed", "PoolTimeout", "TooManyRequests"])
+@pytest.mark.parametrize(
+    "name", ["PoolClosed", "PoolTimeout", "PoolRejected", "PoolDeadlock", "TooManyRequests"]
+)
 def test_errors_are_operational_errors(name: str) -> None:
     """Programs that catch psycopg's errors catch the pool's."""
     assert issubclass(getattr(forebay, name), psycopg.OperationalError)

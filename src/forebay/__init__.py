@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._migration import install_as_psycopg_pool
-    from .drivers.psycopg import PoolClosed, PoolTimeout, TooManyRequests
+    from .drivers.psycopg import (
+        PoolClosed,
+        PoolDeadlock,
+        PoolRejected,
+        PoolTimeout,
+        TooManyRequests,
+    )
     from .pool import ConnectionPool, NullConnectionPool
     from .pool_async import AsyncConnectionPool, AsyncNullConnectionPool
 
@@ -19,6 +25,8 @@ __all__ = [
     "ConnectionPool",
     "NullConnectionPool",
     "PoolClosed",
+    "PoolDeadlock",
+    "PoolRejected",
     "PoolTimeout",
     "TooManyRequests",
     "install_as_psycopg_pool",
@@ -31,6 +39,8 @@ _HOMES = {
     "ConnectionPool": ".pool",
     "NullConnectionPool": ".pool",
     "PoolClosed": ".drivers.psycopg",
+    "PoolDeadlock": ".drivers.psycopg",
+    "PoolRejected": ".drivers.psycopg",
     "PoolTimeout": ".drivers.psycopg",
     "TooManyRequests": ".drivers.psycopg",
     "install_as_psycopg_pool": "._migration",

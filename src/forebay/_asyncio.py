@@ -30,14 +30,28 @@ logger = logging.getLogger("forebay")
 class AsyncWaiter:
     """A client's task, waiting for a future of its own."""
 
-    __slots__ = ("__weakref__", "_future", "conn", "entry", "error", "ready", "since")
+    __slots__ = (
+        "__weakref__",
+        "_future",
+        "claim",
+        "conn",
+        "deadline",
+        "entry",
+        "error",
+        "holder",
+        "ready",
+        "since",
+    )
 
     def __init__(self) -> None:
         self.entry: Entry | None = None
         self.conn: Any = None
         self.error: BaseException | None = None
         self.ready = False
-        self.since = 0.0
+        self.since = self.deadline = 0.0
+        task = asyncio.current_task()
+        self.holder = None if task is None else task.get_name()
+        self.claim = self.holder
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def wait(self, timeout: float | None) -> None:
@@ -60,33 +74,66 @@ class AsyncWaiter:
 class Asyncio:
     """Workers are tasks, maintenance is a timer of the loop."""
 
-    waiter = AsyncWaiter
     now = staticmethod(time.monotonic)
     chance = staticmethod(random.random)
 
     def __init__(self, workers: Callable[[], int]) -> None:
         self.lock = nullcontext()
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._openings = Lane(workers)
+        # The core says how many; one more joins those that are not answered.
+        self._openings = Lane(lambda: workers() + 1)
         self._service = Lane(workers)
         self._flows: Callable[[], Flows | None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
         self._context = Context()  # of who opened the pool
+        # A worker was cancelled, and not by the pool: the loop is about to end, as in
+        # asyncio.run(), and would complain of tasks that begin after that.
+        self._resting = False
 
     def unbounded_openings(self) -> None:
         """Open as many connections at once as the core orders (null pools)."""
         self._openings.width = lambda: inf
 
     def spawn(self, key: object, job: Job, *, opening: bool) -> None:
-        """Have a task run `job`."""
+        """Have a task run `job`; not while resting: it stays ordered, and is asked for again."""
+        self._resting = self._resting or self._is_ending()
+        if self._resting:
+            return
         (self._openings if opening else self._service).put(key, job)
+
+    def waiter(self) -> AsyncWaiter:
+        """A new waiter for the calling client, for whom the pool works again."""
+        if self._resting:
+            self._resting = False
+            self.alarm(self.now())
+        return AsyncWaiter()
+
+    def _is_ending(self) -> bool:
+        if self.loop is None or self.loop.is_closed():
+            return True  # or it has ended: the garbage collector closes what was suspended in it
+        task = asyncio.current_task(self.loop)
+        return task is not None and task.cancelling() > 0 and self._is_worker(task)
+
+    def _is_worker(self, task: asyncio.Task[Any]) -> bool:
+        return task in self._openings.tasks or task in self._service.tasks
+
+    def give_up(self, key: object) -> None:
+        """Wait no more for the task that runs the job of `key`; another takes its place."""
+        self._openings.give_up(key)
+        self._service.give_up(key)
+
+    @property
+    def abandoned(self) -> int:
+        """How many tasks were given up and have not ended."""
+        return len(self._openings.abandoned) + len(self._service.abandoned)
 
     def alarm(self, at: float) -> None:
         """Have maintenance run at `at` or earlier."""
-        if self.loop is None:
-            return
         if self._timer is not None:
             self._timer.cancel()
+        self._resting = self._resting or self._is_ending()
+        if self.loop is None or self._resting:
+            return
         this = weakref.ref(self)  # the loop does not keep the pool alive
         pause = max(0.0, at - self.now())
         self._timer = self.loop.call_later(pause, lambda: _maintain(this), context=self._context)
@@ -137,7 +184,8 @@ class Lane:
         self.width = width
         self.name = "pool"
         self.context = Context()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: dict[asyncio.Task[None], object] = {}  # and what each of them works on
+        self.abandoned: set[asyncio.Task[None]] = set()  # tasks that nobody waits for
         self._jobs: OrderedDict[object, Job] = OrderedDict()
         self._started = 0
 
@@ -154,18 +202,29 @@ class Lane:
             if task is not current:
                 task.cancel()
 
+    def give_up(self, key: object) -> None:
+        """Cancel the task that runs the job of `key`, and wait no more for it."""
+        for task in [task for task, at in self.tasks.items() if at is key]:
+            del self.tasks[task]
+            self.abandoned.add(task)
+            task.cancel()
+        self._fill()
+
     def _fill(self) -> None:
         while self._jobs and len(self.tasks) < self.width():
-            _, job = self._jobs.popitem(last=False)
+            key, job = self._jobs.popitem(last=False)
             self._started += 1
             name = f"{self.name}-worker-{self._started}"
             context = self.context.copy()
             task = asyncio.create_task(job(), name=name, context=context)
-            self.tasks.add(task)
+            self.tasks[task] = key
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
+        if task.cancelled() and task in self.tasks:
+            self._jobs.clear()  # see Asyncio._resting; they stay ordered
+        self.tasks.pop(task, None)
+        self.abandoned.discard(task)
         self._fill()
 
 

@@ -38,13 +38,28 @@ from ._entry import (
     OPENING,
     RETIRED,
     SERVICE,
+    Chore,
     Effects,
     Entry,
     Held,
+    Hold,
     Permit,
+    Verdict,
     Waiter,
 )
-from ._policy import MAINTENANCE_INTERVAL, PROBE_INTERVAL, Backoff, growth, lifetime
+from ._policy import (
+    CROWDED_INTERVAL,
+    GRACE,
+    MAINTENANCE_INTERVAL,
+    PROBE_INTERVAL,
+    PROBE_PATIENCE,
+    Backoff,
+    growth,
+    lifetime,
+)
+
+#: `keep` of a pool that keeps all; an int of one digit, which is compared at each return.
+ALL = 2**30 - 1
 
 
 class Phase(Enum):
@@ -66,8 +81,16 @@ class Refusals(Protocol):
         """Too many clients wait already."""
         ...
 
-    def timeout(self, core: Core, timeout: float) -> Exception:
+    def timeout(self, core: Core, timeout: float, now: float, client: Waiter) -> Exception:
         """The client's time, `timeout` seconds, is up."""
+        ...
+
+    def rejected(self, core: Core, error: Exception, now: float) -> Exception:
+        """Connecting has failed by `error`, and will until somebody changes something."""
+        ...
+
+    def deadlock(self, core: Core, now: float) -> Exception | None:
+        """Every connection is held by a client that waits for another one; `None`: perhaps not."""
         ...
 
 
@@ -75,23 +98,35 @@ class Core:
     """The state of one pool.  Every method without an underscore is a transition or a reading."""
 
     __slots__ = (
+        "_put_back",
         "_take",
+        "action_timeout",
         "backoff",
+        "bypass",
+        "bypass_window",
         "check_failing",
         "connections_errors",
         "connections_lost",
         "connections_num",
         "connections_time",
+        "crowded",
+        "demoted_until",
+        "demotions",
         "due",
         "eager",
         "entries",
         "failed_at",
         "failing_since",
         "failures",
+        "forsaken",
+        "fresh",
         "granted",
         "idle",
         "keep",
+        "keepalive_interval",
         "last_error",
+        "leak_threshold",
+        "leaked",
         "lifo",
         "lost",
         "low_water",
@@ -99,13 +134,17 @@ class Core:
         "max_idle",
         "max_lifetime",
         "max_size",
+        "max_uses",
         "max_waiting",
         "min_size",
         "num_workers",
         "opening",
         "phase",
+        "probed_at",
         "reconnect_timeout",
         "refusals",
+        "refused",
+        "reported",
         "requests_errors",
         "requests_num",
         "requests_queued",
@@ -114,10 +153,12 @@ class Core:
         "retry_at",
         "retrying",
         "returns_bad",
+        "suspicious",
         "target",
         "usage_time",
         "waiting",
         "watching",
+        "writable",
     )
 
     def __init__(
@@ -126,7 +167,7 @@ class Core:
         *,
         min_size: int,
         max_size: float,
-        keep: float = inf,
+        keep: int = ALL,
         retrying: bool = True,
         eager: bool = False,
         lifo: bool = True,
@@ -136,6 +177,12 @@ class Core:
         reconnect_timeout: float = 300.0,
         num_workers: int = 3,
         backoff: Backoff | None = None,
+        bypass_window: float = 0.05,
+        keepalive_interval: float = 0.0,
+        max_uses: int = 0,
+        action_timeout: float = 3.0,
+        leak_threshold: float = 0.0,
+        fresh: bool = False,
     ) -> None:
         self.refusals = refusals
         # What the user asked for; durations in seconds.
@@ -152,25 +199,45 @@ class Core:
         self.reconnect_timeout = reconnect_timeout
         self.num_workers = num_workers
         self.backoff = backoff or Backoff()
+        self.bypass_window = bypass_window  # used less long ago: lent without a look
+        self.keepalive_interval = keepalive_interval  # between queries while idle; 0: none
+        self.max_uses = max_uses  # 0: no bound
+        self.action_timeout = action_timeout  # for what a worker does with a connection
+        self.leak_threshold = leak_threshold  # lent for longer: reported; 0: never
+        self.fresh = fresh  # each attempt to connect may have other credentials
         # Where everything is.
         self.phase = Phase.NEW
         self.entries: dict[Entry, None] = {}  # all but the retired, in order of age
         self.retiring: dict[Entry, None] = {}
         self.idle: deque[Entry] = deque()  # in order of return, the latest on the right
         self._take: Callable[[], Entry] = self.idle.pop if lifo else self._take_oldest
+        self._put_back = self.idle.append if lifo else self.idle.appendleft
         self.opening = 0  # how many entries are OPENING
         self.target = min_size  # the size to come back to when a connection is lost
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()  # clients, in order of arrival
         self.watching: dict[Waiter, None] = {}  # callers of wait()
         self.granted: dict[Waiter, None] = {}  # dismissed from the queue, perhaps not yet woken
         self.lost: deque[Held] = deque()  # written by weakref callbacks
+        self.forsaken: deque[tuple[Any, float]] = deque()  # connections whose leases were dropped
+        self.leaked: deque[Entry] = deque()  # whose connections were dropped, to be reported
+        self.reported: dict[Entry, Hold] = {}  # lent for too long
+        # Dead connections.
+        self.suspicious = False  # one was found since the idle ones were looked at
+        self.bypass = bypass_window  # the window in force
         # Failing to connect.
         self.failures = 0  # in a row
         self.check_failing = False  # connecting succeeds, but new connections fail their check
         self.failing_since = inf  # when this series of attempts began to fail
         self.failed_at = 0.0
         self.retry_at = 0.0
-        self.last_error: BaseException | None = None
+        self.probed_at = 0.0  # when the last attempt after a failure began
+        self.crowded = False  # the server had too many connections
+        self.refused = False  # credentials were, once; fresh ones may do
+        self.last_error: Exception | None = None
+        # Primary and standby.
+        self.writable: bool | None = None  # connections are meant to be; None: nobody knows yet
+        self.demotions = 0  # steps of looking for the primary, in a row
+        self.demoted_until = 0.0
         # Maintenance.
         self.due = inf  # when maintain() is wanted next
         self.low_water = 0  # fewest idle since low_water_since (only idle_order="fifo")
@@ -204,20 +271,27 @@ class Core:
 
     # Checkout ------------------------------------------------------------------------------
 
-    def checkout(self, now: float) -> Any:
-        """Lend an idle connection; `None` when there is none (then `enqueue`)."""
+    def checkout(self, now: float, holder: Any = None) -> Any:
+        """Lend an idle connection; `None` when there is none, or the next must be looked at.
+
+        Then `enqueue`: a connection that was not used for `bypass_window` seconds may be dead.
+        """
         self.requests_num += 1
         if not self.idle:
             return None
         entry = self._take()
+        if now - entry.idle_since > self.bypass:
+            self._put_back(entry)
+            return None
         conn = entry.conn
         entry.conn = None
         entry.place = LENT
         entry.lent_at = now
+        entry.holder = holder
         return conn
 
-    def enqueue(self, waiter: Waiter, now: float) -> Effects:
-        """Queue a client; it is served at once if a connection has become idle.
+    def enqueue(self, waiter: Waiter, now: float, deadline: float = inf) -> Effects:
+        """Queue a client until `deadline`; it is served at once if a connection is idle.
 
         Raises the pool's own errors when it is not open or the queue is full.
         """
@@ -230,11 +304,23 @@ class Core:
         effects = Effects()
         self._drain_lost()
         waiter.since = now
+        waiter.deadline = deadline
         self.waiting[waiter] = None
         self._balance(now, effects)
         if waiter in self.waiting:
             self.requests_queued += 1
+            self._break_deadlock(waiter, now, effects)
         return effects
+
+    def doubtful(self, entry: Entry) -> bool:
+        """Whether a connection that was just lent must be looked at before its client has it."""
+        return entry.lent_at - entry.idle_since > self.bypass
+
+    def use(self, entry: Entry) -> None:
+        """A connection goes to its client; the one of its last use will not be kept."""
+        entry.uses += 1
+        if entry.uses == self.max_uses:
+            entry.expires_at = EVICTED
 
     def refuse(self) -> None:
         """A client that will not wait has found nothing ready."""
@@ -282,9 +368,6 @@ class Core:
         """Take a connection back, clean; `None` when there is nothing left to do."""
         if entry.place is not LENT:
             return self._strayed(entry, conn)
-        if entry.leased:  # _end_lease(), written out for the hot path
-            entry.leased = False
-            self.usage_time += now - entry.lent_at
         if (
             self.waiting
             or self.watching
@@ -294,9 +377,13 @@ class Core:
         ):
             effects = Effects()
             self._put(entry, conn, now, effects)
+            self._end_lease(entry, now)
             return self._balance(now, effects)
         entry.idle_since = now
         entry.conn = conn
+        if entry.leased:  # _end_lease(), written out for the hot path
+            entry.leased = None
+            self.usage_time += now - entry.lent_at
         entry.place = IDLE
         self.idle.append(entry)
         return None
@@ -308,20 +395,30 @@ class Core:
         effects = Effects()
         self._end_lease(entry, now)
         entry.place = SERVICE
-        entry.ordered = True
-        entry.conn = conn
-        effects.start.append(entry)
+        self._order(entry, conn, effects)
         return effects
+
+    def retake(self, entry: Entry, conn: Any, lent_at: float, now: float) -> Effects | None:
+        """Take a connection back whose lease was dropped; `None` if it was returned before."""
+        if entry.place is RETIRED and entry.ref is None:
+            return self._strayed(entry, conn)
+        if entry.place is not LENT or entry.leased is None or entry.lent_at is not lent_at:
+            return None
+        entry.chore = Chore.RESET
+        return self.recycle(entry, conn, now)
 
     def serviced(self, entry: Entry, conn: Any, now: float) -> Effects:
         """A worker has reset or checked the connection: it may be lent again."""
+        if entry.given_up:
+            return self._strayed(entry, conn)
         self._expect(entry, SERVICE)
         effects = Effects()
+        entry.seen_at = now
         self._put(entry, conn, now, effects)
         return self._balance(now, effects)
 
     def discard(self, entry: Entry, conn: Any, now: float, *, lost: bool = False) -> Effects:
-        """The connection is of no more use; `lost` if check() found it so, else a bad return."""
+        """The connection is of no more use; `lost` if it was idle, else a bad return."""
         if entry.place is not LENT and entry.place is not SERVICE:
             return self._strayed(entry, conn)
         effects = Effects()
@@ -331,6 +428,7 @@ class Core:
             self.returns_bad += 1
         self._end_lease(entry, now)
         self._retire(entry, conn, effects)
+        self._suspect(now, effects)
         return self._balance(now, effects)
 
     def check_failed(
@@ -347,6 +445,8 @@ class Core:
         When that connection was opened after the client had arrived (at `arrived`), opening more
         of them would fail alike: it backs off as after a failed connect.
         """
+        if entry.place is not LENT:
+            return self._strayed(entry, conn)
         effects = Effects()
         self._retire(entry, conn, effects)
         if entry.opened_at >= arrived and isinstance(error, Exception):
@@ -362,13 +462,15 @@ class Core:
 
     # Opening -------------------------------------------------------------------------------
 
-    def begin(self, entry: Entry) -> Any:
+    def begin(self, entry: Entry, now: float) -> Any:
         """A worker takes up what was ordered for an entry; `None` if another one has.
 
         Returns what the worker holds from now on: a permit, or the connection.
         """
         if not entry.ordered:
             return None
+        entry.began_at = now
+        entry.deadline = now + self.action_timeout
         if entry.place is OPENING:
             held: Any = Permit()
             entry.ref = Held.watch(held, entry, self.lost)
@@ -380,28 +482,65 @@ class Core:
             entry.ordered = False
         return held
 
-    def opened(self, entry: Entry, conn: Any, took: float, now: float, chance: float) -> Effects:
-        """A permit has become a connection, in `took` seconds."""
+    def arm(self, entry: Entry, lifeline: Any, deadline: float) -> bool:
+        """Somebody begins to work on an entry, and is freed at `deadline`; true: set the alarm."""
+        entry.lifeline = lifeline
+        entry.deadline = deadline
+        if self.phase is not Phase.OPEN or deadline >= self.due:
+            return False
+        self.due = deadline
+        return True
+
+    def disarm(self, entry: Entry, lifeline: Any) -> bool:
+        """The work is done; false if its time was over before."""
+        in_time = entry.lifeline is lifeline
+        entry.lifeline = None
+        entry.deadline = inf
+        return in_time
+
+    def opened(
+        self,
+        entry: Entry,
+        conn: Any,
+        took: float,
+        now: float,
+        chance: float,
+        standby: bool | None = None,
+    ) -> Effects:
+        """A permit has become a connection, in `took` seconds, to a primary or a `standby`."""
+        if entry.given_up:
+            return self._strayed(entry, conn)
         self._expect(entry, OPENING)
         effects = Effects()
+        entry.deadline = inf
         self.connections_time += took
         if not self.check_failing:
             self._recovered()
         entry.opened_at = now
         if entry.expires_at != EVICTED:
             entry.expires_at = now + lifetime(self.max_lifetime, chance)
+        self._note_role(entry, standby, now, chance, effects)
         entry.ref = Held.watch(conn, entry, self.lost)
         self._put(entry, conn, now, effects)
-        if self.keep == inf:
+        if self.keep == ALL:
             self.target = max(self.target, len(self.entries) - self.opening)
         return self._balance(now, effects)
 
     def open_failed(
-        self, entry: Entry, conn: Any, error: BaseException, now: float, chance: float
+        self,
+        entry: Entry,
+        conn: Any,
+        error: BaseException,
+        now: float,
+        chance: float,
+        verdict: Verdict = Verdict.TRANSIENT,
     ) -> Effects:
         """A permit comes back unused; `conn` is a connection that could not be configured."""
+        if entry.given_up:
+            return Effects() if conn is None else self._strayed(entry, conn)
         self._expect(entry, OPENING)
         effects = Effects()
+        entry.deadline = inf
         self.connections_errors += 1
         if conn is None:
             self._forget(entry)
@@ -410,11 +549,9 @@ class Core:
             self._retire(entry, conn, effects)
         if self.retrying or not isinstance(error, Exception):
             self._failed(error, now, chance, effects)
+            self._judge(error, verdict, now, effects)
         elif self.waiting:
-            waiter = next(iter(self.waiting))
-            waiter.error = error
-            self.requests_errors += 1
-            self._dismiss(waiter, now, effects)
+            self._fail(next(iter(self.waiting)), error, now, effects)
         return self._balance(now, effects)
 
     def retired(self, entry: Entry) -> None:
@@ -444,9 +581,7 @@ class Core:
         for entry in [e for e in self.entries if e.place is OPENING and e.ordered]:
             self._forget(entry)
         for waiter in [*self.waiting, *self.watching]:
-            waiter.error = self.refusals.closed(self)
-            self.requests_errors += waiter in self.waiting
-            self._dismiss(waiter, now, effects)
+            self._fail(waiter, self.refusals.closed(self), now, effects)
         self._evict_all(effects)
         return effects
 
@@ -462,7 +597,7 @@ class Core:
         self.min_size = min_size
         self.max_size = max_size
         self.target = (
-            max(min_size, min(self.target, int(max_size))) if self.keep == inf else min_size
+            max(min_size, min(self.target, int(max_size))) if self.keep == ALL else min_size
         )
         while self.idle and len(self.entries) > max_size:
             self._retire_oldest(effects)
@@ -500,7 +635,23 @@ class Core:
         else:
             self.watching[waiter] = None
 
+    def demoted(self, now: float, chance: float) -> Effects:
+        """A server that connections were writable on is a standby: look for the primary.
+
+        All connections are replaced, at most once for each step of the backoff.
+        """
+        effects = Effects()
+        if now >= self.demoted_until:
+            self._next_step(now, chance)
+            self._evict_all(effects)
+        return self._balance(now, effects)
+
     # Maintenance -------------------------------------------------------------------------------
+
+    def snapshot(self) -> list[tuple[Entry, Any]]:
+        """What is idle, for one look at all of it; `recall` each before it is touched."""
+        self.suspicious = False
+        return [(entry, entry.conn) for entry in self.idle]
 
     def reclaim(self, entry: Entry, now: float) -> Effects:
         """A lent connection was found closed: its slot need not wait for the client.
@@ -514,22 +665,46 @@ class Core:
             entry.ref = None
         return self._balance(now, Effects())
 
-    def maintain(self, now: float) -> Effects:
+    def maintain(self, now: float, chance: float = 0.5) -> Effects:
         """Do what time alone makes necessary; the caller comes back when it is `due`."""
         effects = Effects()
         self.due = inf if self.phase is Phase.CLOSED else now + MAINTENANCE_INTERVAL
         if self.phase is not Phase.OPEN:
             return effects
+        if not self.suspicious:
+            self.bypass = self.bypass_window
         self.audit(now, effects)
+        self._end_overdue(now, chance, effects)
         for entry in [e for e in self.idle if e.expires_at <= now]:
             self.idle.remove(entry)
             self._retire(entry, entry.conn, effects)
         self._shrink(now, effects)
+        if self.keepalive_interval:
+            self._keep_alive(now, effects)
         self._balance(now, effects)
-        expiries = [entry.expires_at for entry in self.idle]
-        self.due = min(self.due, self._shrink_due(), *expiries)
+        times = [entry.expires_at for entry in self.idle]
+        times += [entry.deadline for entry in [*self.entries, *self.retiring]]
+        self.due = min(self.due, self._shrink_due(), *times, now if self.suspicious else inf)
         effects.alarm = False
         return effects
+
+    def overheld(self, now: float) -> tuple[list[Hold], list[Hold]]:
+        """What has been lent for longer than `leak_threshold`, and what of that came back since."""
+        ended = [
+            entry
+            for entry, hold in self.reported.items()
+            if entry.place is not LENT or entry.lent_at is not hold.since
+        ]
+        returned = [self.reported.pop(entry) for entry in ended]
+        held = {
+            entry: Hold(entry.holder, entry.lent_at, entry.line)
+            for entry in (self.entries if self.leak_threshold else ())
+            if entry.place is LENT
+            and entry.lent_at + self.leak_threshold <= now
+            and entry not in self.reported
+        }
+        self.reported.update(held)
+        return [*held.values()], returned
 
     def audit(self, now: float, effects: Effects) -> None:
         """Restore every invariant after a transition or a door was interrupted (rule 3).
@@ -578,6 +753,7 @@ class Core:
         if entry is not None and entry.conn is not None:
             entry.place = LENT
             entry.lent_at = now
+            entry.holder = waiter.holder
             waiter.conn = entry.conn
             entry.conn = None
         self._dismiss(waiter, now, effects)
@@ -589,6 +765,31 @@ class Core:
             self.requests_time += now - waiter.since
         self.watching.pop(waiter, None)
         effects.wake.append(waiter)
+
+    def _fail(self, waiter: Waiter, error: Exception, now: float, effects: Effects) -> None:
+        """Refuse a client that waits."""
+        self.requests_errors += waiter in self.waiting
+        waiter.error = error
+        self._dismiss(waiter, now, effects)
+
+    def _break_deadlock(self, arrived: Waiter, now: float, effects: Effects) -> None:
+        """Refuse one client if all connections are held by clients that wait for another.
+
+        Only where that is certain: each is the lease of a thread or task that waits here now.  The
+        one that would give up first is refused: until then, nothing could have changed.
+        """
+        if self.opening or len(self.entries) < self.max_size:
+            return
+        holders = {entry.leased for entry in self.entries if entry.place is LENT}
+        if arrived.claim not in holders or None in holders:
+            return
+        stuck = [waiter for waiter in self.waiting if waiter.claim in holders]
+        claims = {waiter.claim for waiter in stuck}
+        if holders <= claims and all(entry.place is LENT for entry in self.entries):
+            first = min(stuck, key=lambda each: each.deadline)
+            error = self.refusals.deadlock(self, now)
+            if error is not None:
+                self._fail(first, error, now, effects)
 
     def _strayed(self, entry: Entry, conn: Any) -> Effects:
         """A connection comes back whose slot was given back before: close it."""
@@ -602,7 +803,7 @@ class Core:
     def _end_lease(self, entry: Entry, now: float) -> None:
         """Count the time of a connection() that ends."""
         if entry.leased:
-            entry.leased = False
+            entry.leased = None
             self.usage_time += now - entry.lent_at
 
     def _put(self, entry: Entry, conn: Any, now: float, effects: Effects) -> None:
@@ -617,6 +818,7 @@ class Core:
         was_opening = entry.place is OPENING
         if entry.lent_at >= entry.idle_since:  # new, or used; to be checked is no use
             entry.idle_since = now
+        entry.chore = Chore.RESET
         entry.conn = conn
         entry.place = IDLE
         self.idle.append(entry)
@@ -628,7 +830,13 @@ class Core:
         self.retiring[entry] = None
         entry.conn = conn
         self._forget(entry)
+        self._order(entry, conn, effects)
+
+    def _order(self, entry: Entry, conn: Any, effects: Effects) -> None:
+        """Have a worker take up a connection."""
+        entry.deadline = inf
         entry.ordered = True
+        entry.conn = conn
         effects.start.append(entry)
 
     def _retire_oldest(self, effects: Effects) -> None:
@@ -654,6 +862,8 @@ class Core:
             held = self.lost[0]
             entry = held.entry
             if entry.ref is held:
+                if entry.place is LENT:
+                    self.leaked.append(entry)
                 self._forget(entry)
                 self.retiring.pop(entry, None)
                 entry.ref = None
@@ -664,18 +874,23 @@ class Core:
         if self.phase is not Phase.OPEN:
             return
         if not (self.waiting or self.opening or len(self.entries) < self.target):
-            self.failing_since = inf  # nothing more is attempted: the next failure is another story
+            # Nothing more is attempted: the next failure is another story.
+            self.failing_since = inf
+            self.crowded = False
+        stuck = self._unanswered(now, effects) if self.waiting and self.opening else 0
         wanted = growth(
             target=self.target,
             size=len(self.entries),
             max_size=self.max_size,
-            waiting=len(self.waiting),
+            waiting=len(self.waiting) + stuck,  # what does not come serves nobody
             opening=self.opening,
-            width=self.num_workers if self.retrying else inf,
+            width=self._width + bool(stuck),
         )
-        if wanted and self.failures:
-            wanted = self._probes(now, effects)
-        self._issue(wanted, effects)
+        if self.failures:
+            wanted = self._probes(bool(wanted), now, effects)
+        if wanted:
+            self.probed_at = now
+            self._issue(wanted, effects)
 
     def _issue(self, permits: int, effects: Effects) -> None:
         for _ in range(permits):
@@ -684,15 +899,56 @@ class Core:
             self.opening += 1
             effects.start.append(entry)
 
-    def _probes(self, now: float, effects: Effects) -> int:
-        """How many attempts to make now, after the last one has failed: one or none."""
-        retry_at = self.retry_at
-        if self.waiting:
-            retry_at = min(retry_at, self.failed_at + PROBE_INTERVAL)
-        if now < retry_at:
-            self._due_by(retry_at, effects)
+    def _unanswered(self, now: float, effects: Effects) -> int:
+        """How many attempts to connect have lasted for too long for somebody to rely on them."""
+        begun = [e.began_at for e in self.entries if e.place is OPENING and not e.ordered]
+        for began_at in begun:
+            if now < began_at + PROBE_PATIENCE:
+                self._due_by(began_at + PROBE_PATIENCE, effects)
+        return sum(began_at + PROBE_PATIENCE <= now for began_at in begun)
+
+    @property
+    def _width(self) -> float:
+        """How many connections may be opening side by side."""
+        if not self.retrying:
+            return inf
+        return 1 if self.crowded else self.num_workers
+
+    def _probes(self, wanted: bool, now: float, effects: Effects) -> int:
+        """How many attempts to make now, after the last one has failed: one or none.
+
+        One at a time; where somebody waits, one that is not answered is joined by a second.
+        """
+        if self.opening:
+            room = len(self.entries) < self.max_size and self._width > self.opening
+            if self.opening > 1 or not (self.waiting and room):
+                return 0
+            at = self.probed_at + PROBE_PATIENCE
+        elif not wanted:
             return 0
-        return 0 if self.opening else 1
+        else:
+            at = self.retry_at
+            if self.waiting:
+                interval = CROWDED_INTERVAL if self.crowded else PROBE_INTERVAL
+                at = min(at, self.failed_at + interval)
+        if now < at:
+            self._due_by(at, effects)
+            return 0
+        return 1
+
+    def _judge(self, error: BaseException, verdict: Verdict, now: float, effects: Effects) -> None:
+        """Draw the consequences of a failed attempt, besides trying again later.
+
+        Credentials that may be others at the next attempt are given one.
+        """
+        self.crowded = verdict is Verdict.CROWDED
+        hopeless = verdict is Verdict.REJECTED
+        if verdict is Verdict.CREDENTIALS:
+            hopeless = self.refused or not self.fresh
+            self.refused = True
+        if hopeless and isinstance(error, Exception) and not self.entries:
+            for waiter in [*self.waiting]:
+                self._fail(waiter, self.refusals.rejected(self, error, now), now, effects)
 
     def _failed(self, error: BaseException, now: float, chance: float, effects: Effects) -> None:
         """Note a failed attempt to get a usable connection, and when to try again."""
@@ -712,9 +968,80 @@ class Core:
         """An attempt to get a usable connection has succeeded."""
         self.failures = 0
         self.failing_since = inf
+        self.refused = False
+
+    def _suspect(self, now: float, effects: Effects) -> None:
+        """A connection was found dead: trust none until the idle ones have been looked at."""
+        self.suspicious = True
+        self.bypass = -1.0
+        self._due_by(now, effects)
+
+    def _note_role(
+        self, entry: Entry, standby: bool | None, now: float, chance: float, effects: Effects
+    ) -> None:
+        """A connection to a standby, where it should be writable, lasts until the next step."""
+        if standby is None or self.writable is False:
+            return
+        entry.standby = standby
+        if standby and self.writable:
+            entry.expires_at = min(entry.expires_at, self._next_step(now, chance))
+        elif not standby:
+            self.writable = True
+            self.demotions = 0
+            for other in [other for other in self.entries if other.standby]:
+                other.expires_at = EVICTED
+                if other.place is IDLE:
+                    self.idle.remove(other)
+                    self._retire(other, other.conn, effects)
+
+    def _next_step(self, now: float, chance: float) -> float:
+        """When to look for the primary next."""
+        if now >= self.demoted_until:
+            self.demotions += 1
+            self.demoted_until = now + self.backoff.delay(self.demotions, chance)
+        return self.demoted_until
+
+    def _end_overdue(self, now: float, chance: float, effects: Effects) -> None:
+        """Free who is blocked on a connection; wait no more for a worker that still is."""
+        overdue = [e for e in [*self.entries, *self.retiring] if e.deadline <= now]
+        for entry in overdue:
+            if entry.lifeline is not None:
+                entry.expires_at = EVICTED  # however the action ends now
+                effects.cut.append(entry.lifeline)
+                entry.lifeline = None
+                entry.deadline = now + GRACE
+            else:
+                entry.deadline = inf
+                self._give_up(entry, now, chance, effects)
+
+    def _give_up(self, entry: Entry, now: float, chance: float, effects: Effects) -> None:
+        """Do without what a worker has; what it brings late is closed."""
+        if entry.place is LENT or entry.place is IDLE:
+            return  # a client's own thread is not ours to replace
+        entry.given_up = True
+        effects.give_up.append(entry)
+        if entry.place is OPENING:
+            self.connections_errors += 1
+            self._failed(TimeoutError("no answer to an attempt to connect"), now, chance, effects)
+        elif entry.place is SERVICE:
+            self.returns_bad += 1
+        self._forget(entry)
+        self.retiring.pop(entry, None)
+        entry.ref = None
+
+    def _keep_alive(self, now: float, effects: Effects) -> None:
+        """Have a query made on connections that were idle and unasked for long."""
+        for entry in list(self.idle):
+            asked_at = max(entry.idle_since, entry.seen_at) + self.keepalive_interval
+            if asked_at <= now:
+                conn = self.recall(entry)
+                entry.chore = Chore.PING
+                self._order(entry, conn, effects)
+            else:
+                self._due_by(asked_at, effects)
 
     def _due_by(self, at: float, effects: Effects) -> None:
-        if at < self.due:
+        if at < self.due and self.phase is not Phase.CLOSED:
             self.due = at
             effects.alarm = True
 

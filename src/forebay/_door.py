@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from itertools import count
@@ -9,15 +10,19 @@ from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 from weakref import ref
 
-from ._core import Core, Phase
+from ._core import ALL, Core, Phase
 from ._flows import Flows
+from ._fork import register, renewed_core, renewed_flows
 
 if TYPE_CHECKING:
     from ._asyncio import Asyncio
     from ._threads import Threads
     from .drivers import Driver
+    from .errors import PoolTimeoutMixin
 
 T = TypeVar("T")
+
+logger = logging.getLogger("forebay")
 
 _number = count(1)
 
@@ -89,8 +94,22 @@ class Door:
     reconnect_timeout: Delegated[float] = Delegated("_core", "Seconds of attempts to connect.")
     num_workers: Delegated[int] = Delegated("_core", "Bound on each lane of background work.")
 
+    bypass_window: Delegated[float] = Delegated(
+        "_core", "Seconds after a use during which a connection is lent without a look at it."
+    )
+    keepalive_interval: Delegated[float] = Delegated(
+        "_core", "Seconds between two queries that keep an idle connection alive; 0: none."
+    )
+    action_timeout: Delegated[float] = Delegated(
+        "_core", "Seconds that each action in the background may take."
+    )
+    leak_threshold: Delegated[float] = Delegated(
+        "_core", "Seconds after which a lent connection is reported; 0: never."
+    )
+
     def __init__(
         self,
+        *,
         conninfo: Any,
         connection_class: Any,
         kwargs: Any,
@@ -109,6 +128,12 @@ class Door:
         reconnect_failed: Callable[..., Any] | None,
         num_workers: int,
         idle_order: str,
+        bypass_window: float,
+        keepalive_interval: float,
+        max_uses: int,
+        action_timeout: float,
+        leak_threshold: float,
+        record_lines: bool,
     ) -> None:
         if idle_order not in ("lifo", "fifo"):
             raise ValueError(f"idle_order must be 'lifo' or 'fifo', not {idle_order!r}")
@@ -121,11 +146,16 @@ class Door:
             max_idle=max_idle,
             reconnect_timeout=reconnect_timeout,
         )
-        if max_lifetime <= 0:
-            raise ValueError(
-                f"max_lifetime must be more than 0 seconds, not {max_lifetime!r};"
-                " math.inf keeps connections for ever"
-            )
+        _expect_more_than_0(
+            max_lifetime=(max_lifetime, "math.inf keeps connections for ever"),
+            action_timeout=(action_timeout, "math.inf sets no bound"),
+        )
+        _expect_no_less_than_0(
+            bypass_window=(bypass_window, "0 looks at a connection each time"),
+            keepalive_interval=(keepalive_interval, "0 sends no queries"),
+            leak_threshold=(leak_threshold, "0 reports nothing"),
+        )
+        _expect_uses(max_uses)
         self.name = f"pool-{next(_number)}" if name is None else name
         self.timeout = timeout
         self.close_returns = close_returns
@@ -134,7 +164,7 @@ class Door:
             driver.refusals(self.name),
             min_size=min_size,
             max_size=most,
-            keep=0 if self._null else inf,
+            keep=0 if self._null else ALL,
             retrying=not self._null,
             lifo=idle_order == "lifo",
             max_waiting=max_waiting,
@@ -142,14 +172,16 @@ class Door:
             max_idle=max_idle,
             reconnect_timeout=reconnect_timeout,
             num_workers=num_workers,
+            bypass_window=bypass_window,
+            keepalive_interval=keepalive_interval,
+            max_uses=max_uses,
+            action_timeout=action_timeout,
+            leak_threshold=leak_threshold,
         )
-        core = self._core
-        runtime: Any = self._runtime_class(lambda: core.num_workers)
-        if self._null:
-            runtime.unbounded_openings()
+        runtime = self._new_runtime()
         this = ref(self)  # the flows do not keep their pool alive
         self._flows = Flows(
-            core,
+            self._core,
             runtime,
             driver,
             name=self.name,
@@ -166,9 +198,54 @@ class Door:
         self._now = runtime.now
         self._unclean = driver.unclean
         self._reset = reset
-        # What a checkout must do besides taking an idle connection.
         self._implicitly_open = False
-        self._guarded = check is not None
+        self._record_lines = bool(record_lines)
+        self._plain_getconn = False  # the doors decide, last
+        self._guard()
+        register(self)
+
+    def _new_runtime(self) -> Any:
+        core = self._core
+        runtime: Any = self._runtime_class(lambda: core.num_workers)
+        if self._null:
+            runtime.unbounded_openings()
+        return runtime
+
+    def _start_afresh(self) -> None:
+        """In a forked child: forget the parent's connections, and make every part anew."""
+        self._core = renewed_core(self._core)
+        self._flows = renewed_flows(self._flows, self._core, self._new_runtime())
+        self._lock = self._flows.runtime.lock
+
+    def _guard(self) -> None:
+        """Decide what a checkout must do besides taking an idle connection."""
+        # Every connection goes through the flows, not only one that must be waited for.
+        self._thorough = self._flows.check is not None or self._core.max_uses > 0
+        self._guarded = self._thorough or self._implicitly_open or self._record_lines
+        # A lease may take an idle connection by itself: getconn() would do no more.
+        self._quick = self._plain_getconn and not self._guarded
+
+    @property
+    def max_uses(self) -> int:
+        """How often a connection is lent until it is replaced; 0: no bound; assignable."""
+        return self._core.max_uses
+
+    @max_uses.setter
+    def max_uses(self, value: int) -> None:
+        self._core.max_uses = value
+        self._guard()
+
+    @property
+    def record_lines(self) -> bool:
+        """Whether the line that acquires each connection is noted; assignable at any time."""
+        return self._record_lines
+
+    @record_lines.setter
+    def record_lines(self, value: bool) -> None:
+        self._record_lines = bool(value)
+        self._guard()
+        for entry in [*self._core.entries]:
+            entry.line = None  # of a client that is long gone, perhaps
 
     @property
     def min_size(self) -> int:
@@ -198,14 +275,18 @@ class Door:
     def get_stats(self) -> dict[str, int]:
         """What the pool holds now, and what it has counted; times in milliseconds."""
         with self._lock:
-            return statistics(self._core)
+            return {**statistics(self._core), **self._given_up}
 
     def pop_stats(self) -> dict[str, int]:
         """The same as `get_stats()`, and the counters restart at zero."""
         with self._lock:
-            stats = statistics(self._core)
+            stats = {**statistics(self._core), **self._given_up}
             self._core.reset_counters()
         return stats
+
+    @property
+    def _given_up(self) -> dict[str, int]:
+        return {"workers_abandoned": self._flows.runtime.abandoned}
 
     def _bounds(self, min_size: int, max_size: int | None) -> float:
         """Check the sizes; returns max_size, which may be infinite."""
@@ -227,10 +308,17 @@ class Door:
 
     def _unfilled(self, timeout: float) -> Exception:
         """What wait() raises, when it has closed the pool."""
-        core = self._core
-        error = core.refusals.timeout(core, timeout)
-        error.args = (f"pool initialization incomplete after {timeout:.2f} sec: {self!r}",)
+        refusals: Any = self._core.refusals
+        with self._lock:
+            error: Exception = refusals.timeout(self._core, timeout, self._now())
+        why = f": {error.__cause__}" if error.__cause__ else ""
+        error.args = (f"pool initialization incomplete after {timeout:.2f} sec: {self!r}{why}",)
         return error
+
+    def _report(self, error: PoolTimeoutMixin) -> None:
+        """Log a time-out that may be a deadlock: who catches it may not show what it says."""
+        if error.suspects:
+            logger.warning("%s: %s", self.name, error)
 
     def _announce_implicit(self, category: type[Warning], text: str, stacklevel: int) -> None:
         """Warn once that the pool was opened by its constructor without having been asked to."""
@@ -239,7 +327,7 @@ class Door:
 
     def _leave_implicit(self) -> None:
         self._implicitly_open = False
-        self._guarded = self._flows.check is not None
+        self._guard()
 
     def _stranger(self, conn: Any) -> ValueError:
         """The error for the return of a connection that this pool has not lent."""
@@ -255,3 +343,24 @@ def _expect_seconds(**durations: Any) -> None:
     for name, value in durations.items():
         if not isinstance(value, int | float):
             raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+
+
+def _expect_more_than_0(**durations: tuple[Any, str]) -> None:
+    for name, (value, hint) in durations.items():
+        _expect_seconds(**{name: value})
+        if not value > 0:
+            raise ValueError(f"{name} must be more than 0 seconds, not {value!r}; {hint}")
+
+
+def _expect_no_less_than_0(**durations: tuple[Any, str]) -> None:
+    for name, (value, hint) in durations.items():
+        _expect_seconds(**{name: value})
+        if not value >= 0:
+            raise ValueError(f"{name} must be 0 seconds or more, not {value!r}; {hint}")
+
+
+def _expect_uses(max_uses: Any) -> None:
+    if not isinstance(max_uses, int):
+        raise TypeError(f"max_uses must be a whole number, not {max_uses!r}; 0 sets no bound")
+    if max_uses < 0:
+        raise ValueError(f"max_uses must be 0 or more, not {max_uses!r}; 0 sets no bound")

@@ -6,7 +6,7 @@ import weakref
 from collections import deque
 from enum import Enum
 from math import inf
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
 class Place(Enum):
@@ -22,6 +22,17 @@ class Place(Enum):
 # The places as module globals: the hot path compares with them.
 OPENING, IDLE, LENT, SERVICE, RETIRED = Place
 
+
+class Chore(Enum):
+    """What a worker does with a connection in service."""
+
+    RESET = "roll back and reset"
+    PING = "make a round trip"
+    ROLE = "roll back, reset, and ask the server whether it is a standby"
+
+
+ROLE = Chore.ROLE
+
 #: The expiry of an entry that must not be kept, whatever the time is.
 EVICTED = -inf
 
@@ -34,16 +45,26 @@ class Entry:
     """
 
     __slots__ = (
+        "began_at",
+        "chore",
         "conn",
+        "deadline",
         "expires_at",
+        "given_up",
+        "holder",
         "idle_since",
         "leased",
         "lent_at",
+        "lifeline",
+        "line",
         "opened_at",
         "ordered",
         "place",
         "plain",
         "ref",
+        "seen_at",
+        "standby",
+        "uses",
     )
 
     def __init__(self) -> None:
@@ -55,7 +76,19 @@ class Entry:
         self.expires_at = inf
         self.idle_since = 0.0
         self.lent_at = 0.0
-        self.leased = False  # lent through connection(), whose time counts as usage
+        self.holder: Any = None  # who has it, or had it last: what has a name, or is one
+        self.line: str | None = None  # where it was acquired, if that is recorded
+        # Lent through connection(), whose time counts as usage: the identity of the holder.
+        self.leased: Any = None
+        self.uses = 0  # how often it was lent; counted only where they are bounded
+        self.seen_at = 0.0  # when its server answered last, while idle
+        self.standby = False  # its server was a standby when it opened
+        self.chore = Chore.RESET  # what a worker does with it in service
+        self.began_at = 0.0  # when a worker took it up
+        # While somebody works on it: when the pool stops waiting, and how to free who is blocked.
+        self.deadline = inf
+        self.lifeline: Any = None
+        self.given_up = False  # the pool does without what a worker has, which is blocked
         self.plain = False  # the connection's class commits and rolls back as its driver does
 
     def __repr__(self) -> str:
@@ -83,14 +116,34 @@ class Held(weakref.ref[Any]):
         return held
 
 
+class Verdict(Enum):
+    """What a failed attempt to connect means; only what is certain is not transient."""
+
+    TRANSIENT = "transient"  # the next attempt may succeed
+    REJECTED = "rejected"  # it will not, before somebody changes something
+    CREDENTIALS = "credentials"  # the same, of these credentials; fresh ones may do
+    CROWDED = "crowded"  # the server has too many connections: fewer attempts, not more
+
+
+class Hold(NamedTuple):
+    """Who has, or had, a connection."""
+
+    holder: Any
+    since: float
+    line: str | None
+
+
 class Waiter(Protocol):
     """A client in the queue.  The core writes to it; only the shell wakes it."""
 
+    holder: Any  # who will hold the connection: what has a name, or is one
+    claim: Any  # the identity of the holder, as in `Entry.leased`
     entry: Entry | None  # granted by the core
     conn: Any  # the granted connection, held here until the client takes it
     error: BaseException | None  # why the client is refused
     ready: bool  # what a watcher waits for has come
     since: float  # when it was queued
+    deadline: float  # when it will give up
 
     def wake(self) -> None:
         """Let the client go on.  May be called more than once."""
@@ -104,11 +157,13 @@ class Waiter(Protocol):
 class Effects:
     """What a transition asks the shell to do, once the lock is released."""
 
-    __slots__ = ("alarm", "gave_up", "start", "wake")
+    __slots__ = ("alarm", "cut", "gave_up", "give_up", "start", "wake")
 
     def __init__(self) -> None:
         self.wake: list[Waiter] = []  # clients to wake
         self.start: list[Entry] = []  # entries a worker must take up: to open, reset or close
+        self.cut: list[Any] = []  # lifelines of connections whose time for an action is over
+        self.give_up: list[Entry] = []  # entries whose workers are not waited for any more
         self.alarm = False  # maintenance is due earlier than it was
         self.gave_up = False  # call reconnect_failed
 

@@ -13,15 +13,17 @@ The rules of this file.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ._core import Core, Phase
-from ._entry import LENT, OPENING, RETIRED, Effects, Entry, Permit
+from ._entry import LENT, OPENING, RETIRED, ROLE, Chore, Effects, Entry, Hold, Permit
+from ._policy import PARAMETERS_PATIENCE
 from .errors import detach
 
 if TYPE_CHECKING:
+    from ._entry import Waiter
     from ._runtime import Runtime
     from .drivers import Driver
 
@@ -66,7 +68,7 @@ class Flows:
     # Clients ---------------------------------------------------------------------------------
 
     async def acquire(self, conn: Any, timeout: float) -> Any:
-        """A connection for a client: `conn` if it passes the check, else the first that does.
+        """A connection for a client: `conn` if it is alive and passes, else the first that does.
 
         Raises the pool's timeout error after `timeout` seconds; zero or less: only if one is
         ready now.
@@ -75,22 +77,30 @@ class Flows:
         while True:
             if conn is None:
                 conn = await self._queue(arrived, timeout)
-            if self.check is None or await self._passes(conn, arrived):
+            entry = self.driver.entry(conn)
+            if await self._is_good(entry, conn, arrived):
+                if self.core.max_uses:
+                    self.core.use(entry)
                 return conn
             conn = None
+
+    async def _is_good(self, entry: Entry, conn: Any, arrived: float) -> bool:
+        """Whether a connection that was lent just now is alive, and passes the user's check."""
+        if self.core.doubtful(entry) and not self._is_alive(entry, conn):
+            return False
+        return self.check is None or await self._passes(entry, conn, arrived)
 
     async def _queue(self, arrived: float, timeout: float) -> Any:
         """Wait in line for a connection, until `timeout` seconds after `arrived`."""
         core, runtime = self.core, self.runtime
         waiter = runtime.waiter()
-        timed_out = False
         try:
             with runtime.lock:
                 now = runtime.now()
                 if now - arrived >= timeout and not (core.idle or core.eager):
                     core.refuse()
-                    raise core.refusals.timeout(core, timeout)
-                effects = core.enqueue(waiter, now)
+                    raise core.refusals.timeout(core, timeout, now, waiter)
+                effects = core.enqueue(waiter, now, arrived + timeout)
             self.carry_out(effects)
             patience: float | None = arrived + timeout - now
             while waiter not in effects.wake:
@@ -98,7 +108,9 @@ class Flows:
                 # What it was woken by, or not, tells nothing: only the core knows, under the lock.
                 with runtime.lock:
                     if timeout > 0 or not core.promised(waiter):
-                        timed_out = core.expire(waiter, runtime.now())
+                        now = runtime.now()
+                        if core.expire(waiter, now):
+                            waiter.error = core.refusals.timeout(core, timeout, now, waiter)
                         break
                 patience = None  # it will be served or refused: an opening ends in either
         except BaseException:
@@ -106,19 +118,27 @@ class Flows:
                 effects = core.cancel(waiter, runtime.now())
             self.carry_out(effects)
             raise
-        if timed_out:
-            raise core.refusals.timeout(core, timeout)
         if waiter.error is not None:
-            raise waiter.error
+            raise _refusal(waiter)
         conn, waiter.conn = waiter.conn, None
         return conn
 
-    async def _passes(self, conn: Any, arrived: float) -> bool:
+    def _is_alive(self, entry: Entry, conn: Any) -> bool:
+        """Look at the socket of a connection that was lent after it had been idle."""
+        error = self.driver.look(conn)
+        if error is None:
+            return True
+        level = logging.DEBUG if self.core.suspicious else self.level  # one tells of them all
+        self.transition("discard", entry, conn, lost=True)
+        text = "the server has ended an idle session, discarding %s: %s"
+        self._log(text, str(conn), _line(error), level=level)
+        return False
+
+    async def _passes(self, entry: Entry, conn: Any, arrived: float) -> bool:
         """Run the user's check on a connection that was lent just now."""
         assert self.check is not None
-        entry = self.driver.entry(conn)
         try:
-            await self.runtime.call(self.check, conn)
+            await self._timed(entry, conn, "check", self.runtime.call(self.check, conn))
         except BaseException as error:
             runtime = self.runtime
             with runtime.lock:
@@ -140,8 +160,9 @@ class Flows:
         core, runtime = self.core, self.runtime
         try:
             usable = self.driver.usable(conn)
-            if usable and self.reset is None:
-                await self._roll_back(conn)
+            worker = self.reset is not None or entry.chore is not Chore.RESET
+            if usable and not worker:
+                await self._roll_back(entry, conn)
         except BaseException as error:
             with runtime.lock:
                 effects = core.discard(entry, conn, runtime.now())
@@ -154,13 +175,18 @@ class Flows:
             now = runtime.now()
             if not usable:
                 effects = core.discard(entry, conn, now)
-            elif self.reset is not None:
+            elif worker:
                 effects = core.recycle(entry, conn, now)
             else:
                 effects = core.checkin(entry, conn, now) or Effects()
         if not usable:
             self._log("discarding a connection that came back %s", str(conn))
         await self.conclude(effects)
+
+    def heed(self, entry: Entry, error: BaseException) -> None:
+        """A lease ends by `error`; if a write was refused, a worker asks the server what it is."""
+        if self.core.writable and self.driver.refuses_writes(error):
+            entry.chore = ROLE
 
     async def conclude(self, effects: Effects) -> None:
         """Carry out what a return asks; a closed pool has no workers: then it is done here."""
@@ -180,8 +206,14 @@ class Flows:
             self.core.granted.pop(waiter, None)
         for entry in effects.start:
             self.runtime.spawn(entry, partial(self.work, entry), opening=entry.place is OPENING)
+        for lifeline in effects.cut:
+            lifeline.cut()
+        for entry in effects.give_up:
+            self.runtime.give_up(entry)
         if effects.alarm:
             self.runtime.alarm(self.core.due)
+        while self.core.leaked:
+            self._report_leak(self.core.leaked.popleft())
         if effects.gave_up:
             logger.warning(
                 "%s: no connection in %s seconds of attempts: %s",
@@ -195,13 +227,15 @@ class Flows:
     async def work(self, entry: Entry) -> None:
         """Do what the core has ordered for an entry, unless another worker has begun it."""
         with self.runtime.lock:
-            held = self.core.begin(entry)
+            held = self.core.begin(entry, self.runtime.now())
         if held is None:
             return
         if entry.place is OPENING:
             await self._open(entry, held)
         elif entry.place is RETIRED:
             await self._close(entry, held)
+        elif entry.chore is Chore.PING:
+            await self._verify(entry, held)
         else:
             await self._reset(entry, held)
 
@@ -211,43 +245,59 @@ class Flows:
         started = runtime.now()
         conn = None
         try:
-            conn = await self._connect()
+            conn = await self._connect(entry)
             self.driver.adopt(conn, entry)
             if self.configure is not None:
-                await runtime.call(self.configure, conn)
+                await self._timed(entry, conn, "configure", runtime.call(self.configure, conn))
                 self._expect_clean(conn, "configure", self.configure)
+            standby = self.driver.standby(conn)
         except BaseException as error:
+            verdict = self.driver.verdict(error)
             with runtime.lock:
-                effects = core.open_failed(entry, conn, error, runtime.now(), runtime.chance())
+                effects = core.open_failed(
+                    entry, conn, error, runtime.now(), runtime.chance(), verdict
+                )
+                failures = core.failures
             if isinstance(error, Exception):
                 detach(error)  # before a client is woken that may raise it
             self.carry_out(effects)
             if not isinstance(error, Exception):
                 raise
-            self._log("error connecting: %s", error)
+            # A client that waits has the pool try ten times a second: an outage is a few lines.
+            level = logging.DEBUG if failures and not _is_rare(failures) else self.level
+            self._log("error connecting, %d in a row: %s", failures, _line(error), level=level)
             return
         with runtime.lock:
-            now = runtime.now()
-            effects = core.opened(entry, conn, now - started, now, runtime.chance())
+            now, failures = runtime.now(), core.failures
+            effects = core.opened(entry, conn, now - started, now, runtime.chance(), standby)
         self.carry_out(effects)
+        if failures and not core.failures:
+            self._log("connecting works again, after %d failed attempts", failures)
+        if standby and _is_rare(core.demotions):
+            logger.warning("%s: connected to a standby, looking for the primary", self.name)
 
-    async def _connect(self) -> Any:
-        """Connect with the user's parameters, which may be callables giving fresh ones."""
-        conninfo, kwargs = self.conninfo, self.kwargs
-        if callable(conninfo):
-            conninfo = await self.runtime.call(conninfo)
-        if callable(kwargs):
-            kwargs = await self.runtime.call(kwargs)
-        return await self.driver.connect(self.connection_class, conninfo, kwargs or {})
+    async def _connect(self, entry: Entry) -> Any:
+        """Connect with the user's parameters."""
+        core, driver = self.core, self.driver
+        core.fresh = callable(self.conninfo) or callable(self.kwargs)
+        if core.fresh:
+            self._arm(entry, None, PARAMETERS_PATIENCE)
+        conninfo = await self._parameter(self.conninfo)
+        kwargs = await self._parameter(self.kwargs) or {}
+        if core.writable is None:
+            core.writable = driver.wants_writable(conninfo, kwargs)
+        self._arm(entry, None, driver.patience(conninfo, kwargs) + core.action_timeout)
+        return await driver.connect(self.connection_class, conninfo, kwargs)
+
+    async def _parameter(self, value: Any) -> Any:
+        """What the user gave, or what it gives now if it is a callable."""
+        return await self.runtime.call(value) if callable(value) else value
 
     async def _reset(self, entry: Entry, conn: Any) -> None:
         """Make a returned connection ready for the next client."""
         core, runtime = self.core, self.runtime
         try:
-            await self._roll_back(conn)
-            if self.reset is not None:
-                await runtime.call(self.reset, conn)
-                self._expect_clean(conn, "reset", self.reset)
+            await self._timed(entry, conn, "reset", self._restore(entry, conn))
         except BaseException as error:
             with runtime.lock:
                 effects = core.discard(entry, conn, runtime.now())
@@ -260,10 +310,21 @@ class Flows:
             effects = core.serviced(entry, conn, runtime.now())
         self.carry_out(effects)
 
+    async def _restore(self, entry: Entry, conn: Any) -> None:
+        """Roll back, run the user's reset, and find out whether the server is a standby."""
+        if self.driver.unclean(conn):
+            await self._end_transaction(conn)
+        if self.reset is not None:
+            await self.runtime.call(self.reset, conn)
+            self._expect_clean(conn, "reset", self.reset)
+        if entry.chore is ROLE and await self.driver.in_recovery(conn):
+            logger.warning("%s: the server is a standby, looking for the primary", self.name)
+            self.transition("demoted", chance=self.runtime.chance())
+
     async def _close(self, entry: Entry, conn: Any) -> None:
         """Close a retired connection; what goes wrong then is of no more interest."""
         try:
-            await self.driver.close(conn)
+            await self._timed(entry, conn, "close", self.driver.close(conn))
         except Exception as error:
             logger.info("%s: error closing %s: %s", self.name, str(conn), error)
         with self.runtime.lock:
@@ -291,6 +352,7 @@ class Flows:
         with self.runtime.lock:
             effects = self.core.close(self.runtime.now())
         self.carry_out(effects)
+        self._retake_forsaken()
         if not await self.runtime.stop(timeout) and timeout > 0:
             logger.warning(
                 "%s: background work still runs %.1f seconds after close()", self.name, timeout
@@ -310,23 +372,58 @@ class Flows:
                 effects = core.cancel(waiter, runtime.now())
             self.carry_out(effects)
         if waiter.error is not None:
-            raise waiter.error
+            raise _refusal(waiter)
         return waiter.ready
 
-    def transition(self, name: str, *args: Any) -> None:
+    def transition(self, name: str, *args: Any, **options: Any) -> None:
         """Make the transition `name` of the core now, and carry out what it asks."""
         with self.runtime.lock:
-            effects = getattr(self.core, name)(*args, self.runtime.now())
+            effects = getattr(self.core, name)(*args, now=self.runtime.now(), **options)
         self.carry_out(effects)
 
     def maintain(self) -> float:
         """Do what time makes necessary; returns when to come back."""
-        for entry in [e for e in [*self.core.entries] if e.place is LENT and self._is_closed(e)]:
+        core, runtime = self.core, self.runtime
+        self._retake_forsaken()
+        for entry in [e for e in [*core.entries] if e.place is LENT and self._is_closed(e)]:
             self.transition("reclaim", entry)
-        with self.runtime.lock:
-            effects = self.core.maintain(self.runtime.now())
+        self._sweep()
+        with runtime.lock:
+            now = runtime.now()
+            effects = core.maintain(now, runtime.chance())
+            held, ended = core.overheld(now)
         self.carry_out(effects)
-        return self.core.due
+        for hold in held:
+            self._report_hold("a connection has been lent to %s for %.1f s", hold, now)
+        for hold in ended:
+            self._report_hold("a connection has come back from %s after %.1f s", hold, now)
+        return core.due
+
+    def _sweep(self) -> None:
+        """Look at all idle connections at once, and replace those whose servers have gone."""
+        with self.runtime.lock:
+            idle = self.core.snapshot()
+        stirred = self.driver.readable([conn for _, conn in idle])
+        if not stirred:
+            return
+        for entry, conn in idle:
+            if any(conn is other for other in stirred):
+                with self.runtime.lock:
+                    mine = self.core.recall(entry) is not None
+                if mine and self._is_alive(entry, conn):
+                    self.transition("serviced", entry, conn)
+
+    def _retake_forsaken(self) -> None:
+        """Take the connections back whose leases were dropped, though something refers to them."""
+        while self.core.forsaken:
+            conn, lent_at = self.core.forsaken.popleft()
+            entry = self.driver.entry(conn)
+            with self.runtime.lock:
+                effects = self.core.retake(entry, conn, lent_at, self.runtime.now())
+            if effects is not None:
+                self.driver.adopt(conn, entry)
+                self.carry_out(effects)
+                self._report_leak(entry)
 
     def _is_closed(self, entry: Entry) -> bool:
         """Whether the session of a lent connection is known to have ended."""
@@ -347,7 +444,7 @@ class Flows:
         """Check one connection that was taken out of idle."""
         core, runtime = self.core, self.runtime
         try:
-            await self.driver.ping(conn)
+            await self._timed(entry, conn, "check", self.driver.ping(conn))
         except BaseException as error:
             with runtime.lock:
                 effects = core.discard(entry, conn, runtime.now(), lost=True)
@@ -362,12 +459,48 @@ class Flows:
 
     # What both clients and workers do ----------------------------------------------------------
 
-    async def _roll_back(self, conn: Any) -> None:
-        """End the transaction a client left open, with a warning."""
+    async def _roll_back(self, entry: Entry, conn: Any) -> None:
+        """End the transaction a client left open, if there is one."""
         if self.driver.unclean(conn):
-            self._log("rolling back returned connection: %s", str(conn))
-            await self.driver.rollback(conn)
-            self._expect_clean(conn, "rollback", None)
+            await self._timed(entry, conn, "rollback", self._end_transaction(conn))
+
+    async def _end_transaction(self, conn: Any) -> None:
+        """Roll back what a client left open, with a warning."""
+        self._log("rolling back returned connection: %s", str(conn))
+        await self.driver.rollback(conn)
+        self._expect_clean(conn, "rollback", None)
+
+    async def _timed(
+        self, entry: Entry, conn: Any, what: str, action: Coroutine[Any, Any, Any]
+    ) -> None:
+        """Work on a connection; at the deadline its socket is shut down, which ends the work.
+
+        Raises what the action raises, and `TimeoutError` if it ended well after its deadline.
+        """
+        core = self.core
+        try:
+            lifeline = self.driver.lifeline(conn)
+            self._arm(entry, lifeline, core.action_timeout)
+        except BaseException:
+            action.close()
+            raise
+        in_time = False
+        try:
+            await action
+        finally:
+            with self.runtime.lock:
+                in_time = core.disarm(entry, lifeline)
+            if lifeline is not None:
+                lifeline.close()
+        if not in_time:
+            raise TimeoutError(f"{what} took more than {core.action_timeout} s (action_timeout)")
+
+    def _arm(self, entry: Entry, lifeline: Any, seconds: float) -> None:
+        """Set the deadline for what is done now for an entry."""
+        with self.runtime.lock:
+            earlier = self.core.arm(entry, lifeline, self.runtime.now() + seconds)
+        if earlier:
+            self.runtime.alarm(self.core.due)
 
     def _expect_clean(self, conn: Any, stage: str, callback: Callback | None) -> None:
         """Raise unless the connection is idle and in no transaction."""
@@ -378,5 +511,47 @@ class Flows:
                 " it must commit or roll back what it begins, or use autocommit"
             )
 
-    def _log(self, text: str, *args: object) -> None:
-        logger.log(self.level, f"%s: {text}", self.name, *args)
+    def _report_leak(self, entry: Entry) -> None:
+        """Name who dropped a connection, or its lease, without returning it."""
+        text = "a connection lent to %s was dropped without being returned%s"
+        self._log(text, name(entry.holder), _at(entry.line))
+
+    def _report_hold(self, text: str, hold: Hold, now: float) -> None:
+        """Name who holds, or held, a connection for longer than `leak_threshold`."""
+        text = f"%s: {text} (leak_threshold=%s)%s"
+        threshold = self.core.leak_threshold
+        held = now - hold.since
+        logger.warning(text, self.name, name(hold.holder), held, threshold, _at(hold.line))
+
+    def _log(self, text: str, *args: object, level: int | None = None) -> None:
+        logger.log(self.level if level is None else level, f"%s: {text}", self.name, *args)
+
+
+def _refusal(waiter: Waiter) -> BaseException:
+    """Why a client is refused.
+
+    Its waiter lets go of it: a frame that raises what it refers to is a cycle, and until that is
+    collected it keeps all that the frames hold from which it was called.
+    """
+    error, waiter.error = waiter.error, None
+    assert error is not None
+    return error
+
+
+def name(holder: Any) -> str:
+    """The name of a thread or task that holds a connection."""
+    return str(getattr(holder, "name", holder) or "an unknown holder")
+
+
+def _line(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_rare(count: int) -> bool:
+    """Whether the n-th repetition is worth a line: the 1st, 2nd, 4th, 8th and so on."""
+    return count > 0 and count & (count - 1) == 0
+
+
+def _at(line: str | None) -> str:
+    return f", acquired at {line}" if line else ""

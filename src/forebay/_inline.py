@@ -80,6 +80,11 @@ class Inline:
         finally:  # what an interrupt leaves undone stays ordered, and maintenance asks again
             self._mine.jobs = None
 
+    abandoned = 0
+
+    def give_up(self, key: object) -> None:
+        """Nothing: whoever is blocked is the caller itself."""
+
     def alarm(self, at: float) -> None:
         """Nothing: maintenance is done by the next client that has to wait or to open."""
 

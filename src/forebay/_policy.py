@@ -10,6 +10,18 @@ LIFETIME_JITTER = 0.05
 #: Seconds between two attempts to connect, at most, while a client waits.
 PROBE_INTERVAL = 0.1
 
+#: The same where the server has too many connections: others need the next one as much.
+CROWDED_INTERVAL = 0.5
+
+#: Seconds until an attempt to connect that is not answered is joined by a second one.
+PROBE_PATIENCE = 1.0
+
+#: Seconds for whoever is blocked to come back after the socket was shut down.
+GRACE = 1.0
+
+#: Seconds a callable `conninfo` or `kwargs` may take: it may have to ask somebody for a password.
+PARAMETERS_PATIENCE = 30.0
+
 #: Seconds between two rounds of maintenance, at most.
 MAINTENANCE_INTERVAL = 1.0
 

@@ -40,6 +40,15 @@ class Runtime(Protocol):
         """
         ...
 
+    def give_up(self, key: object) -> None:
+        """Wait no more for the worker that runs the job of `key`; another takes its place."""
+        ...
+
+    @property
+    def abandoned(self) -> int:
+        """How many workers were given up and have not come back."""
+        ...
+
     def alarm(self, at: float) -> None:
         """Have maintenance run at `at` or earlier."""
         ...

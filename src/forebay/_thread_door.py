@@ -8,8 +8,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._door import Door
+from ._entry import ROLE
+from ._fork import Dormant, Inherited
 from ._runtime import run_sync
-from ._threads import Threads
+from ._stacks import acquiring_line
+from ._threads import Threads, mine
+from .errors import PoolTimeoutMixin
 
 if TYPE_CHECKING:
     from typing import Self
@@ -26,20 +30,38 @@ _IMPLICIT = (
 class Lease(Generic[C]):
     """A connection for the length of a `with` block; made by `ConnectionPool.connection()`."""
 
+    # No __init__: it would take 40 to 80 ns of each block (docs/decisions/0006).
     __slots__ = ("_conn", "_lent_at", "_pool", "_timeout")
 
-    def __init__(self, pool: ThreadDoor[C], timeout: float | None) -> None:
-        self._pool = pool
-        self._timeout = timeout
+    _pool: ThreadDoor[C]
+    _timeout: float | None
+    _conn: Any  # while it is lent
+    _lent_at: float
+
+    @classmethod
+    def of(cls, pool: Any, timeout: float | None) -> Self:
+        """Make one."""
+        lease = cls()
+        lease._pool = pool
+        lease._timeout = timeout
+        return lease
 
     def __enter__(self) -> C:
         """Lend the connection."""
-        conn: Any = self._pool.getconn(self._timeout)
-        self._conn: Any = conn
+        pool = self._pool
+        if pool._quick:
+            with pool._lock:
+                conn = pool._core.checkout(pool._now(), mine.holder)
+            if conn is None:
+                conn = pool._acquire(conn, self._timeout)
+            conn._pool = pool
+        else:
+            conn = self._take()
         entry = conn._forebay_entry
-        entry.leased = True
         self._lent_at = entry.lent_at
-        lent: C = conn if entry.plain else conn.__enter__()
+        entry.leased = entry.holder or True
+        self._conn = conn
+        lent: C = conn if entry.plain else self._begin(conn)
         return lent
 
     def __exit__(
@@ -50,25 +72,53 @@ class Lease(Generic[C]):
     ) -> bool | None:
         """Commit or roll back, and return the connection."""
         conn = self._conn
-        self._conn = None
         pool = self._pool
         entry = conn._forebay_entry
         if not entry.leased or entry.lent_at is not self._lent_at:
+            self._conn = None
             return None  # returned inside the block; perhaps lent to somebody else by now
         if exc_type is None and entry.plain and pool._swift and not pool._unclean(conn):
             conn._pool = None
             with pool._lock:
                 effects = pool._core.checkin(entry, conn, pool._now())
+            self._conn = None  # not before: what interrupts us leaves the lease its connection
             if effects is not None:
                 run_sync(pool._flows.conclude(effects))
             return None
         if pool._is_inside():
-            return None  # see putconn()
+            return None  # see putconn(); to lose the lease returns the connection
         try:
-            swallowed: bool | None = conn.__exit__(exc_type, exc, traceback)
-            return swallowed
+            return self._end(conn, exc_type, exc, traceback)
         finally:
-            pool.putconn(conn)
+            if exc is not None:
+                pool._flows.heed(entry, exc)
+            self._put_back(conn)
+            self._conn = None
+
+    def __del__(self) -> None:
+        """Lost in its block: hand the connection to maintenance, and nothing else (rule 8)."""
+        try:
+            if self._conn is not None and not self._pool.closed:
+                self._pool._core.forsaken.append((self._conn, self._lent_at))
+        except AttributeError:
+            pass  # it was never entered
+
+    def _take(self) -> Any:
+        """Have the pool lend a connection."""
+        return self._pool.getconn(self._timeout)
+
+    def _begin(self, conn: Any) -> Any:
+        """Begin the block of a connection whose class has a say in that."""
+        return conn.__enter__()
+
+    def _end(self, conn: Any, *error: Any) -> bool | None:
+        """End the transaction."""
+        swallowed: bool | None = conn.__exit__(*error)
+        return swallowed
+
+    def _put_back(self, conn: Any) -> None:
+        """Return the connection to the pool."""
+        self._pool.putconn(conn)
 
 
 class ThreadDoor(Door, Generic[C]):
@@ -78,14 +128,15 @@ class ThreadDoor(Door, Generic[C]):
 
     def _begin(self, open: bool | None) -> None:
         """What a constructor does last: open the pool, unless `open` is false."""
+        self._plain_getconn = type(self).getconn is ThreadDoor.getconn
         lock: Any = self._lock
         self._is_inside: Callable[[], bool] = lock._is_owned
         # A lease may return a clean connection by itself: putconn() would do no more.
         self._swift = self._reset is None and type(self).putconn is ThreadDoor.putconn
         if open or open is None:
             self._implicitly_open = open is None
-            self._guarded = self._guarded or self._implicitly_open
             self._flows.open()
+        self._guard()
 
     def connection(self, timeout: float | None = None) -> Lease[C]:
         """Lend a connection for a `with` block.
@@ -95,7 +146,10 @@ class ThreadDoor(Door, Generic[C]):
         """
         if self._implicitly_open:
             self._announce_implicit(DeprecationWarning, _IMPLICIT, stacklevel=2)
-        return Lease(self, timeout)
+        lease: Lease[C] = Lease()  # Lease.of(), written out
+        lease._pool = self
+        lease._timeout = timeout
+        return lease
 
     def getconn(self, timeout: float | None = None) -> C:
         """Lend a connection, to be returned by `putconn()`.
@@ -109,7 +163,7 @@ class ThreadDoor(Door, Generic[C]):
             TooManyRequests: `max_waiting` clients wait already.
         """
         with self._lock:
-            conn = self._core.checkout(self._now())
+            conn = self._core.checkout(self._now(), mine.holder)
         if conn is None or self._guarded:
             conn = self._acquire(conn, timeout)
         conn._pool = self
@@ -128,11 +182,13 @@ class ThreadDoor(Door, Generic[C]):
         except AttributeError:
             raise self._stranger(conn) from None
         if lender is not self:
+            if isinstance(entry, Inherited):
+                return  # the parent process has it
             raise self._stranger(conn)
         if self._is_inside():
             return  # a finalizer, inside a transition of its own thread: to drop it is to return it
         lent._pool = None
-        if self._unclean(conn) or self._reset is not None:
+        if self._unclean(conn) or self._reset is not None or entry.chore is ROLE:
             run_sync(self._flows.release(entry, conn))
             return
         with self._lock:
@@ -149,7 +205,7 @@ class ThreadDoor(Door, Generic[C]):
             PoolClosed: the pool was closed; make a new one.
             PoolTimeout: with `wait`, see `wait()`.
         """
-        if self.closed:
+        if self.closed or isinstance(self._flows, Dormant):
             self._flows.open()
         if wait:
             self.wait(timeout)
@@ -211,11 +267,25 @@ class ThreadDoor(Door, Generic[C]):
         """Close the pool."""
         self.close()
 
+    def _start_afresh(self) -> None:
+        super()._start_afresh()
+        lock: Any = self._lock
+        self._is_inside = lock._is_owned
+
     def _acquire(self, conn: Any, timeout: float | None) -> Any:
         """Do what `getconn()` could not do at once."""
         if self._implicitly_open:
             self._announce_implicit(DeprecationWarning, _IMPLICIT, stacklevel=3)
-        return run_sync(self._flows.acquire(conn, self.timeout if timeout is None else timeout))
+        if conn is None or self._thorough:
+            patience = self.timeout if timeout is None else timeout
+            try:
+                conn = run_sync(self._flows.acquire(conn, patience))
+            except PoolTimeoutMixin as error:
+                self._report(error)
+                raise
+        if self._record_lines:
+            conn._forebay_entry.line = acquiring_line()
+        return conn
 
     def _try_one(self, timeout: float) -> None:
         """Make one connection, as a test; close the pool if that fails."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import random
+import sys
 import threading
 import time
 import traceback
@@ -28,24 +29,64 @@ logger = logging.getLogger("forebay")
 #: Seconds a worker without work stays, so that the next job needs no new thread.
 LINGER = 5.0
 
+#: Workers that were given up, in each lane, in whose place others are started.
+MOST_ABANDONED = 16
+
+
+class Holder:
+    """A thread, as it holds connections; it keeps nothing alive that could hold one."""
+
+    __slots__ = ("_name", "_thread", "ident")
+
+    def __init__(self) -> None:
+        thread = threading.current_thread()
+        self.ident = threading.get_ident()
+        self._name = thread.name
+        self._thread = weakref.ref(thread)
+
+    @property
+    def name(self) -> str:
+        """The thread's name: the one it has now, or had at its first use of a pool."""
+        thread = self._thread()
+        return self._name if thread is None else thread.name
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread still runs."""
+        thread = self._thread()
+        return thread is not None and thread.is_alive()
+
+
+class Mine(threading.local):
+    """Each thread's own: the one `Holder` it has."""
+
+    def __init__(self) -> None:
+        self.holder = Holder()
+
+
+#: Read at each checkout.
+mine = Mine()
+
 
 class ThreadWaiter:
     """A client's thread, blocked on a lock of its own: waking it races with nobody."""
 
-    __slots__ = ("_gate", "conn", "entry", "error", "ready", "since")
+    __slots__ = ("_gate", "claim", "conn", "deadline", "entry", "error", "holder", "ready", "since")
 
     def __init__(self) -> None:
         self.entry: Entry | None = None
         self.conn: Any = None
         self.error: BaseException | None = None
         self.ready = False
-        self.since = 0.0
+        self.since = self.deadline = 0.0
+        self.holder = self.claim = mine.holder
         self._gate = allocate_lock()
         self._gate.acquire()
 
     async def wait(self, timeout: float | None) -> None:
         """Block until woken or until `timeout` seconds are over."""
-        self._gate.acquire(True, _bounded(timeout))
+        if not sys.is_finalizing():  # nobody is left who could wake us
+            self._gate.acquire(True, _bounded(timeout))
 
     def wake(self) -> None:
         """Let the thread go on; again is harmless."""
@@ -66,7 +107,8 @@ class Threads:
         # its connection: it must neither wait for its own thread nor enter the core (rule 8).
         self.lock = RLock()
         self._starting = allocate_lock()  # two threads may open the pool at once
-        self._openings = Lane(workers)
+        # The core says how many; one more joins those that are not answered.
+        self._openings = Lane(lambda: workers() + 1)
         self._service = Lane(workers)
         self._maintenance: Maintenance | None = None
 
@@ -76,7 +118,21 @@ class Threads:
 
     def spawn(self, key: object, job: Job, *, opening: bool) -> None:
         """Have a worker thread run `job`."""
+        if sys.is_finalizing():  # daemon threads have stopped, one perhaps with a lane's lock
+            if not opening:  # for that half of what is needed has been torn down
+                self._service.run(job)
+            return
         (self._openings if opening else self._service).put(key, job)
+
+    def give_up(self, key: object) -> None:
+        """Wait no more for the worker that runs the job of `key`; another takes its place."""
+        self._openings.give_up(key)
+        self._service.give_up(key)
+
+    @property
+    def abandoned(self) -> int:
+        """How many workers were given up and are still blocked."""
+        return len(self._openings.abandoned) + len(self._service.abandoned)
 
     def alarm(self, at: float) -> None:
         """Have maintenance run at `at` or earlier."""
@@ -98,7 +154,7 @@ class Threads:
     async def stop(self, timeout: float) -> bool:
         """End the threads and wait for them, up to `timeout` seconds in all."""
         deadline = time.monotonic() + timeout
-        while threads := self._running():
+        while not sys.is_finalizing() and (threads := self._running()):
             if time.monotonic() >= deadline:
                 return False
             threads[0].join(_bounded(deadline - time.monotonic()))
@@ -127,7 +183,8 @@ class Lane:
         self._lock: Any = RLock()
         self._changed = threading.Condition(self._lock)
         self._threads: dict[threading.Thread, None] = {}
-        self._waiting = 0
+        self._running: dict[threading.Thread, object] = {}  # what each of them works on
+        self.abandoned: set[threading.Thread] = set()  # workers that nobody waits for
         self._started = 0
         self._stopping = False
 
@@ -135,10 +192,20 @@ class Lane:
         """Queue a job; again for the same key, before it has begun, changes nothing."""
         with self._lock:
             self._jobs[key] = job
-            if self._waiting >= len(self._jobs):
-                self._changed.notify()
-            elif len(self._threads) < self.width():
-                self._start()
+            self._changed.notify()
+            self._start_missing()
+            alone = not self._threads and _is_ending()
+        while alone and self._jobs:  # nobody else will ever do it
+            self.run(self._jobs.popitem(last=False)[1])
+
+    def give_up(self, key: object) -> None:
+        """Wait no more for the worker that runs the job of `key`; another takes its place."""
+        with self._lock:
+            for thread in [t for t, at in self._running.items() if at is key]:
+                self.abandoned.add(thread)
+                if len(self.abandoned) <= MOST_ABANDONED:
+                    self._threads.pop(thread, None)
+            self._start_missing()
 
     def stop(self) -> list[threading.Thread]:
         """Let idle workers go; returns those that run."""
@@ -147,51 +214,67 @@ class Lane:
             self._changed.notify_all()
             return list(self._threads)
 
+    def _start_missing(self) -> None:
+        """Start a worker if the jobs are more than the workers that wait, or are on their way."""
+        free = len(self._threads.keys() - self._running.keys())
+        if free < len(self._jobs) and len(self._threads) < self.width():
+            self._start()
+
     def _start(self) -> None:
         self._started += 1
         thread = threading.Thread(
             target=self._work, name=f"{self.name}-worker-{self._started}", daemon=True
         )
-        self._threads[thread] = None
         try:
+            self._threads[thread] = None
             thread.start()
         except RuntimeError as error:
             # No thread to be had.  The job stays queued, and maintenance will ask again.
             self._threads.pop(thread, None)
-            logger.warning("%s: cannot start a worker: %s", self.name, error)
+            if not _is_ending():
+                logger.warning("%s: cannot start a worker: %s", self.name, error)
         except BaseException:
             self._threads.pop(thread, None)
             raise
 
     def _work(self) -> None:
+        this = threading.current_thread()
         try:
-            while (job := self._next()) is not None:
-                self._run(job)
+            while (job := self._next(this)) is not None:
+                self.run(job)
                 del job
         finally:
             with self._lock:
-                self._threads.pop(threading.current_thread(), None)
+                self._end(this)
 
-    def _run(self, job: Job) -> None:
-        """Run a job; whatever a callback raises, the next job has its worker."""
+    def _end(self, thread: threading.Thread) -> None:
+        """Forget a worker."""
+        self._threads.pop(thread, None)
+        self._running.pop(thread, None)
+        self.abandoned.discard(thread)
+
+    def run(self, job: Job) -> None:
+        """Run a job in this thread; whatever a callback raises, the next job has its worker."""
         try:
             run_sync(job())
         except BaseException:
             # As text: a record that keeps the frames would keep what they hold.
             logger.error("%s: error in a worker:\n%s", self.name, traceback.format_exc())
 
-    def _next(self) -> Job | None:
+    def _next(self, this: threading.Thread) -> Job | None:
+        """The next job for a worker; `None` if there is none, or its place was taken."""
         with self._lock:
+            self._running.pop(this, None)
+            self.abandoned.discard(this)
+            if this not in self._threads:
+                return None
             while not self._jobs:
-                self._waiting += 1
-                try:
-                    woken = not self._stopping and self._changed.wait(LINGER)
-                finally:
-                    self._waiting -= 1
+                woken = not self._stopping and self._changed.wait(LINGER)
                 if not woken and not self._jobs:
-                    self._threads.pop(threading.current_thread(), None)
+                    self._end(this)
                     return None
-            return self._jobs.popitem(last=False)[1]
+            self._running[this], job = self._jobs.popitem(last=False)
+            return job
 
 
 class Maintenance:
@@ -203,7 +286,12 @@ class Maintenance:
         self._lanes = lanes
         self._flows = weakref.ref(flows, partial(_open_gate, self._gate))
         self._thread = threading.Thread(target=self._run, name=f"{name}-maintenance", daemon=True)
-        self._thread.start()
+        try:
+            if not sys.is_finalizing():
+                self._thread.start()
+        except RuntimeError:
+            if not _is_ending():
+                raise
 
     def kick(self) -> None:
         """Run now."""
@@ -230,6 +318,15 @@ class Maintenance:
                 logger.error("%s: error in maintenance:\n%s", flows.name, traceback.format_exc())
                 pause = MAINTENANCE_INTERVAL
             del flows
+
+
+def _is_ending() -> bool:
+    """Whether the main thread has ended: from 3.12 on no thread can be started any more.
+
+    A little later, when `sys.is_finalizing()`, daemon threads have stopped for good; before 3.12
+    one that is started then waits for itself for ever.
+    """
+    return sys.is_finalizing() or not threading.main_thread().is_alive()
 
 
 def call_plain(function: Callable[..., Any], *args: Any) -> Any:

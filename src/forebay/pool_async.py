@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from _thread import get_ident
-from asyncio import AbstractEventLoop, get_running_loop
+from asyncio import AbstractEventLoop, current_task, get_running_loop, tasks
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
@@ -13,8 +14,17 @@ from psycopg import AsyncConnection, Connection
 
 from ._asyncio import Asyncio
 from ._door import Door
+from ._entry import ROLE
+from ._fork import Inherited
+from ._stacks import acquiring_line
 from .drivers.psycopg import AsyncPsycopg, check_connection_async
+from .errors import PoolTimeoutMixin
 from .pool import IdleOrder
+
+if sys.version_info >= (3, 12):
+    running_task: Any = current_task
+else:  # current_task() is in C only from 3.12 on; this is what it looks into
+    running_task: Any = vars(tasks)["_current_tasks"].get
 
 if TYPE_CHECKING:
     from typing import Self
@@ -42,23 +52,53 @@ _CONSTRUCTED = (
 )
 
 
+class Nobody:
+    """Stands for the task where a coroutine is driven by something else."""
+
+    def get_name(self) -> None:
+        """No name."""
+
+
+NOBODY = Nobody()
+
+
 class AsyncLease(Generic[ACT]):
     """A connection for the length of an `async with` block; made by `connection()`."""
 
+    # No __init__: it would take 40 to 80 ns of each block (docs/decisions/0006).
     __slots__ = ("_conn", "_lent_at", "_pool", "_timeout")
 
-    def __init__(self, pool: AsyncConnectionPool[ACT], timeout: float | None) -> None:
-        self._pool = pool
-        self._timeout = timeout
+    _pool: AsyncConnectionPool[ACT]
+    _timeout: float | None
+    _conn: Any  # while it is lent
+    _lent_at: float
+
+    @classmethod
+    def of(cls, pool: Any, timeout: float | None) -> Self:
+        """Make one."""
+        lease = cls()
+        lease._pool = pool
+        lease._timeout = timeout
+        return lease
 
     async def __aenter__(self) -> ACT:
         """Lend the connection."""
-        conn: Any = await self._pool.getconn(self._timeout)
-        self._conn: Any = conn
+        pool = self._pool
+        if pool._quick:
+            task = running_task(pool._loop)
+            if task is None or get_ident() != pool._thread:
+                task = pool._expect_loop()
+            conn = pool._core.checkout(pool._now(), task.get_name())
+            if conn is None:
+                conn = await pool._acquire(conn, self._timeout)
+            conn._pool = pool
+        else:
+            conn = await self._take()
         entry = conn._forebay_entry
-        entry.leased = True
         self._lent_at = entry.lent_at
-        lent: ACT = conn if entry.plain else await conn.__aenter__()
+        entry.leased = entry.holder or True
+        self._conn = conn
+        lent: ACT = conn if entry.plain else await self._begin(conn)
         return lent
 
     async def __aexit__(
@@ -69,22 +109,50 @@ class AsyncLease(Generic[ACT]):
     ) -> bool | None:
         """Commit or roll back, and return the connection."""
         conn = self._conn
-        self._conn = None
         pool = self._pool
         entry = conn._forebay_entry
         if not entry.leased or entry.lent_at is not self._lent_at:
+            self._conn = None
             return None  # returned inside the block; perhaps lent to somebody else by now
         if exc_type is None and entry.plain and pool._swift and not pool._unclean(conn):
             conn._pool = None
             effects = pool._core.checkin(entry, conn, pool._now())
+            self._conn = None  # not before: what interrupts us leaves the lease its connection
             if effects is not None:
                 await pool._flows.conclude(effects)
             return None
         try:
-            swallowed: bool | None = await conn.__aexit__(exc_type, exc, traceback)
-            return swallowed
+            return await self._end(conn, exc_type, exc, traceback)
         finally:
-            await pool.putconn(conn)
+            if exc is not None:
+                pool._flows.heed(entry, exc)
+            await self._put_back(conn)
+            self._conn = None
+
+    def __del__(self) -> None:
+        """Lost in its block: hand the connection to maintenance, and nothing else (rule 8)."""
+        try:
+            if self._conn is not None and not self._pool.closed:
+                self._pool._core.forsaken.append((self._conn, self._lent_at))
+        except AttributeError:
+            pass  # it was never entered
+
+    async def _take(self) -> Any:
+        """Have the pool lend a connection."""
+        return await self._pool.getconn(self._timeout)
+
+    async def _begin(self, conn: Any) -> Any:
+        """Begin the block of a connection whose class has a say in that."""
+        return await conn.__aenter__()
+
+    async def _end(self, conn: Any, *error: Any) -> bool | None:
+        """End the transaction."""
+        swallowed: bool | None = await conn.__aexit__(*error)
+        return swallowed
+
+    async def _put_back(self, conn: Any) -> None:
+        """Return the connection to the pool."""
+        await self._pool.putconn(conn)
 
 
 class AsyncConnectionPool(Door, Generic[ACT]):
@@ -115,6 +183,12 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         reconnect_failed: AsyncConnectFailedCB | None = None,
         num_workers: int = 3,
         idle_order: IdleOrder = "lifo",
+        bypass_window: float = 0.05,
+        keepalive_interval: float = 0.0,
+        max_uses: int = 0,
+        action_timeout: float = 3.0,
+        leak_threshold: float = 0.0,
+        record_lines: bool = False,
     ) -> None:
         """Make a pool; never blocks.
 
@@ -142,6 +216,17 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             num_workers: connections opened side by side at most; as many workers reset, check
                 and close.
             idle_order: `lifo` lends the connection used last; `fifo` all in turn.
+            bypass_window: seconds after a use during which a connection is lent without a look at
+                its socket, which costs no round trip and finds what the server has closed.
+            keepalive_interval: seconds between two queries that keep an idle connection alive;
+                0: none are made.
+            max_uses: how often a connection is lent until it is replaced; 0: no bound.
+            action_timeout: seconds that `configure`, `reset`, a rollback or closing may take in the
+                background; one that takes longer is given up, and the connection with it.
+            leak_threshold: seconds after which a connection that is still lent is reported by a
+                warning, and its return by another; 0: never.
+            record_lines: note the line that acquires each connection, for errors and warnings;
+                assignable, and costs less than a microsecond each time.
 
         Raises:
             ValueError: for sizes or numbers that make no pool.
@@ -153,24 +238,30 @@ class AsyncConnectionPool(Door, Generic[ACT]):
                 f" {connection_class!r}; ConnectionPool takes that"
             )
         super().__init__(
-            conninfo,
-            connection_class,
-            kwargs,
-            min_size,
-            max_size,
-            configure,
-            check,
-            reset,
-            name,
-            close_returns,
-            timeout,
-            max_waiting,
-            max_lifetime,
-            max_idle,
-            reconnect_timeout,
-            reconnect_failed,
-            num_workers,
-            idle_order,
+            conninfo=conninfo,
+            connection_class=connection_class,
+            kwargs=kwargs,
+            min_size=min_size,
+            max_size=max_size,
+            configure=configure,
+            check=check,
+            reset=reset,
+            name=name,
+            close_returns=close_returns,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            reconnect_timeout=reconnect_timeout,
+            reconnect_failed=reconnect_failed,
+            num_workers=num_workers,
+            idle_order=idle_order,
+            bypass_window=bypass_window,
+            keepalive_interval=keepalive_interval,
+            max_uses=max_uses,
+            action_timeout=action_timeout,
+            leak_threshold=leak_threshold,
+            record_lines=record_lines,
         )
         self._begin(open)
 
@@ -184,7 +275,10 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         """
         if self._implicitly_open:
             self._announce_implicit(RuntimeWarning, _CONSTRUCTED, stacklevel=2)
-        return AsyncLease(self, timeout)
+        lease: AsyncLease[ACT] = AsyncLease()  # AsyncLease.of(), written out
+        lease._pool = self
+        lease._timeout = timeout
+        return lease
 
     async def getconn(self, timeout: float | None = None) -> ACT:
         """Lend a connection, to be returned by `putconn()`.
@@ -197,9 +291,10 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             PoolClosed: the pool is not open.
             TooManyRequests: `max_waiting` clients wait already.
         """
-        if get_ident() != self._thread or not self._is_running():
-            self._expect_loop()
-        conn = self._core.checkout(self._now())
+        task = running_task(self._loop)
+        if task is None or get_ident() != self._thread:
+            task = self._expect_loop()
+        conn = self._core.checkout(self._now(), task.get_name())
         if conn is None or self._guarded:
             conn = await self._acquire(conn, timeout)
         lent: ACT = conn
@@ -220,9 +315,11 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         except AttributeError:
             raise self._stranger(conn) from None
         if lender is not self:
+            if isinstance(entry, Inherited):
+                return  # the parent process has it
             raise self._stranger(conn)
         lent._pool = None
-        if self._unclean(conn) or self._reset is not None:
+        if self._unclean(conn) or self._reset is not None or entry.chore is ROLE:
             await self._flows.release(entry, conn)
             return
         effects = self._core.checkin(entry, conn, self._now())
@@ -238,7 +335,7 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             PoolClosed: the pool was closed; make a new one.
             PoolTimeout: with `wait`, see `wait()`.
         """
-        if self.closed:
+        if self.closed or self._loop is None:
             self._open()
         if wait:
             await self.wait(timeout)
@@ -306,10 +403,10 @@ class AsyncConnectionPool(Door, Generic[ACT]):
 
     def _begin(self, open: bool | None) -> None:
         """What a constructor does last: open the pool, unless `open` is false."""
-        # Whether the pool's loop runs now, in this thread, is asked at each checkout;
-        # get_running_loop() would take 160 ns of Python 3.11 (docs/decisions/0005).
+        self._plain_getconn = type(self).getconn is AsyncConnectionPool.getconn
+        # Whether the pool's loop runs now, in this thread, is asked at each checkout, by asking for
+        # its task: get_running_loop() would take 160 ns of Python 3.11 (docs/decisions/0005).
         self._loop: AbstractEventLoop | None = None
-        self._is_running: Callable[[], bool] = bool
         self._thread = get_ident()
         # A lease may return a clean connection by itself: putconn() would do no more.
         self._swift = self._reset is None and type(self).putconn is AsyncConnectionPool.putconn
@@ -317,8 +414,8 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             if open:
                 warnings.warn(_CONSTRUCTED, RuntimeWarning, stacklevel=3)
             self._implicitly_open = open is None
-            self._guarded = self._guarded or self._implicitly_open
             self._open()
+        self._guard()
 
     def _open(self) -> None:
         try:
@@ -328,24 +425,42 @@ class AsyncConnectionPool(Door, Generic[ACT]):
                 f"the pool {self.name!r} was opened outside a running event loop: open it in a"
                 " coroutine, by `await pool.open()` or `async with pool:`"
             ) from None
-        self._is_running = self._loop.is_running
         self._thread = get_ident()
         self._flows.open()
 
-    def _expect_loop(self) -> None:
-        """Raise if an open pool is used from another event loop than its own."""
+    def _expect_loop(self) -> Any:
+        """Raise if an open pool is used from another event loop than its own.
+
+        Returns the task that uses it.
+        """
+        if self._loop is None and not self.closed:
+            self._open()  # in a forked child it belongs to the loop that uses it first
         if not self.closed and get_running_loop() is not self._loop:
             raise RuntimeError(
                 f"the pool {self.name!r} belongs to the event loop it was opened in,"
                 f" {self._loop!r}, and cannot be used from {get_running_loop()!r}: use one pool"
                 " for each event loop"
             )
+        return current_task() or NOBODY
+
+    def _start_afresh(self) -> None:
+        super()._start_afresh()
+        self._loop, self._thread = None, get_ident()
 
     async def _acquire(self, conn: Any, timeout: float | None) -> Any:
         """Do what `getconn()` could not do at once."""
         if self._implicitly_open:
             self._announce_implicit(RuntimeWarning, _CONSTRUCTED, stacklevel=3)
-        return await self._flows.acquire(conn, self.timeout if timeout is None else timeout)
+        if conn is None or self._thorough:
+            patience = self.timeout if timeout is None else timeout
+            try:
+                conn = await self._flows.acquire(conn, patience)
+            except PoolTimeoutMixin as error:
+                self._report(error)
+                raise
+        if self._record_lines:
+            conn._forebay_entry.line = acquiring_line()
+        return conn
 
     async def _try_one(self, timeout: float) -> None:
         """Make one connection, as a test; close the pool if that fails."""
@@ -387,6 +502,12 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
         reconnect_failed: AsyncConnectFailedCB | None = None,
         num_workers: int = 3,
         idle_order: IdleOrder = "lifo",
+        bypass_window: float = 0.05,
+        keepalive_interval: float = 0.0,
+        max_uses: int = 0,
+        action_timeout: float = 3.0,
+        leak_threshold: float = 0.0,
+        record_lines: bool = False,
     ) -> None:
         """Make a null pool; the parameters are those of `AsyncConnectionPool`, but for two.
 
@@ -412,4 +533,10 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
             reconnect_failed=reconnect_failed,
             num_workers=num_workers,
             idle_order=idle_order,
+            bypass_window=bypass_window,
+            keepalive_interval=keepalive_interval,
+            max_uses=max_uses,
+            action_timeout=action_timeout,
+            leak_threshold=leak_threshold,
+            record_lines=record_lines,
         )

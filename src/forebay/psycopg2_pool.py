@@ -41,12 +41,15 @@ from psycopg2.extensions import STATUS_READY, connection
 from ._core import Core
 from ._entry import EVICTED, IDLE, LENT, Entry
 from ._flows import Flows
+from ._fork import Inherited, register, renewed_core, renewed_flows
 from ._inline import Inline
 from ._runtime import run_sync
-from .drivers.psycopg2 import SyncPsycopg2, unclean
+from .drivers.psycopg2 import SyncPsycopg2, unclean, with_defaults
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+    from ._entry import Waiter
 
 __all__ = ["ConnectionPool", "PoolError", "ThreadSafeConnectionPool", "ThreadedConnectionPool"]
 
@@ -114,9 +117,18 @@ class ConnectionPool:
         self._flows.level = INFO  # what comes back in a transaction is not worth a warning here
         self._apply_timeout()
         self._flows.open()
+        register(self)
         first = [self.getconn() for _ in range(minconn)]
         for conn in first:
             self.putconn(conn)
+
+    def _start_afresh(self) -> None:
+        """In a forked child: forget the parent's connections, and make every part anew."""
+        runtime: Any = Inline()
+        self._core = renewed_core(self._core)
+        self._flows = renewed_flows(self._flows, self._core, runtime)
+        self._lock = runtime.lock
+        self._offers = {}
 
     # Lending -------------------------------------------------------------------------------
 
@@ -283,6 +295,8 @@ class ConnectionPool:
     def _take_otherwise(self, conn: Any) -> None:
         """Take back a connection that is not simply lent."""
         entry = self._entry(conn)
+        if isinstance(entry, Inherited):
+            return  # the parent process has it
         if entry is not None and entry.place is LENT and conn in self._foreign:
             self._take_unclean(entry, conn)
         elif getattr(conn, "_giver", None) is not self:
@@ -300,7 +314,8 @@ class ConnectionPool:
         entry: Entry | None = getattr(conn, "_forebay_entry", None)
         if entry is None and isinstance(conn, connection):
             entry = self._foreign.get(conn)
-        return entry if entry in self._core.entries else None
+        known = entry in self._core.entries or isinstance(entry, Inherited)
+        return entry if known else None
 
     def _maintain(self) -> None:
         """Close what was idle for too long, open what is missing to `minconn`."""
@@ -506,6 +521,8 @@ class _Lent:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> Any:
+        if isinstance(self._forebay_entry, Inherited):
+            return None  # the block began in the parent process
         connection: Any = super()
         try:
             return connection.__exit__(exc_type, exc, traceback)
@@ -616,6 +633,7 @@ class _Driver(SyncPsycopg2):
         super().__init__()
         #: The entries of connections that take no attributes.
         self.foreign: WeakKeyDictionary[Any, Entry] = WeakKeyDictionary()
+        self.entry = lambda conn: getattr(conn, "_forebay_entry", None) or self.foreign[conn]
 
     async def connect(self, connection_class: Any, conninfo: str, kwargs: dict[str, Any]) -> Any:
         """Open a connection; its address is among `kwargs`."""
@@ -623,7 +641,7 @@ class _Driver(SyncPsycopg2):
         factory = kwargs.get("connection_factory") or connection_class
         if isinstance(factory, type):
             factory = _lendable(factory)
-        return psycopg2.connect(**{**kwargs, "connection_factory": factory})
+        return psycopg2.connect(**with_defaults(None, {**kwargs, "connection_factory": factory}))
 
     def adopt(self, conn: Any, entry: Entry) -> None:
         """Attach `entry` to a new connection."""
@@ -646,13 +664,24 @@ class _Refusals:
         """Nobody waits, so nobody is refused for that."""
         return self.timeout(core, 0.0)
 
-    def timeout(self, core: Core, timeout: float) -> Exception:
+    def timeout(
+        self, core: Core, timeout: float, now: float = 0.0, client: Waiter | None = None
+    ) -> Exception:
         """All connections are in use."""
-        del timeout
+        del timeout, now, client
         return PoolError(
             f"no more connections in the pool: {core.lent} of maxconn={core.max_size} are in use;"
             " return each by putconn(), or raise maxconn"
         )
+
+    def rejected(self, core: Core, error: Exception, now: float) -> Exception:
+        """An error of connecting is the caller's."""
+        del core, now
+        return error
+
+    def deadlock(self, core: Core, now: float) -> None:
+        """Nobody waits, so nobody waits for himself."""
+        del core, now
 
 
 def _size(name: str, value: Any) -> Any:

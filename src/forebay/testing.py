@@ -11,6 +11,7 @@ For tests of programs that use a pool, and for the pool's own:
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from itertools import count
 from types import TracebackType
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 import psycopg
 from psycopg.pq import TransactionStatus
 
+from ._sockets import Lifeline
 from .drivers.psycopg import IDLE, USABLE, PsycopgDriver
 
 if TYPE_CHECKING:
@@ -66,6 +68,11 @@ class FakeConnection:
         status: its transaction status (`psycopg.pq.TransactionStatus`).
         closed: whether its client has closed it or found it lost (bool).
         queries: what was executed on it (list of str).
+        standby: what the server has reported as `in_hot_standby` (bool, or None if it never did;
+            default False).
+        in_recovery: whether the server is a standby, which a pool must ask for (bool, default
+            False).
+        reason: what the server said when it ended the session (Exception or None, see `lose()`).
     """
 
     def __init__(self, driver: FakeDriver, number: int) -> None:
@@ -76,6 +83,9 @@ class FakeConnection:
         self.status = TransactionStatus.IDLE
         self.closed = False
         self.queries: list[str] = []
+        self.standby: bool | None = False
+        self.in_recovery = False
+        self.reason: Exception | None = None
         driver.sessions.add(number)
 
     def __repr__(self) -> str:
@@ -114,14 +124,23 @@ class FakeConnection:
         """
         self.commit()
 
-    def lose(self) -> None:
-        """Let the server end the session; the client finds out when it uses it."""
-        self._driver.sessions.discard(self.number)
-        self.status = TransactionStatus.UNKNOWN
+    def lose(self, reason: Exception | None = None) -> None:
+        """Let the server end the session; the client finds out when it uses it.
+
+        A pool may find out before, as it may with a server, by looking at the idle connection.
+
+        Args:
+            reason: what it finds then; by default the `psycopg.errors.AdminShutdown` of
+                `pg_terminate_backend()`.
+        """
+        self._end()
+        self.reason = reason or psycopg.errors.AdminShutdown(
+            "terminating connection due to administrator command"
+        )
 
     def close(self) -> None:
         """End the session; again is harmless."""
-        self.lose()
+        self._end()
         self.closed = True
 
     def __enter__(self) -> Self:
@@ -153,6 +172,10 @@ class FakeConnection:
     ) -> None:
         self.__exit__(exc_type, exc, traceback)
 
+    def _end(self) -> None:
+        self._driver.sessions.discard(self.number)
+        self.status = TransactionStatus.UNKNOWN
+
     def _expect_session(self) -> None:
         if self.number not in self._driver.sessions:
             self.closed = True
@@ -160,8 +183,30 @@ class FakeConnection:
             raise psycopg.OperationalError(f"the connection is closed: {self!r}")
 
 
+class FakeLifeline(Lifeline):
+    """The lifeline of a session with no server: `cut()` loses it."""
+
+    __slots__ = ("_conn",)
+
+    def __init__(self, conn: FakeConnection) -> None:
+        self._conn = weakref.ref(conn)  # as the real one, it keeps no connection alive
+
+    def cut(self) -> None:
+        """End the session."""
+        conn = self._conn()
+        if conn is not None:
+            conn.lose(psycopg.OperationalError("server closed the connection unexpectedly"))
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
 class FakeDriver(PsycopgDriver):
     """A driver that connects at once and to nothing; for pools for threads and for asyncio.
+
+    It takes the errors that `refuse()` is given for what they would be with psycopg:
+    `psycopg.OperationalError('FATAL:  database "x" does not exist')` is permanent, and an `OSError`
+    passes.
 
     Attributes:
         sessions: numbers of the sessions that live: not closed, lost or garbage (set of int).
@@ -198,6 +243,34 @@ class FakeDriver(PsycopgDriver):
         """The name of the connection's transaction status."""
         name: str = conn.status.name
         return name
+
+    def readable(self, conns: list[Any]) -> list[Any]:
+        """Those connections whose session has ended."""
+        return [conn for conn in conns if conn.number not in self.sessions]
+
+    def look(self, conn: Any) -> Exception | None:
+        """Why the session has ended, as `lose()` was told; None while it lives."""
+        if conn.number in self.sessions:
+            return None
+        return conn.reason or psycopg.OperationalError(f"the connection is closed: {conn!r}")
+
+    def lifeline(self, conn: Any) -> Lifeline | None:
+        """What ends the session; None if it has ended."""
+        return FakeLifeline(conn) if conn.number in self.sessions else None
+
+    def standby(self, conn: Any) -> bool | None:
+        """The connection's `standby`."""
+        reported: bool | None = conn.standby
+        return reported
+
+    async def in_recovery(self, conn: Any) -> bool:
+        """The connection's `in_recovery`.
+
+        Raises:
+            psycopg.OperationalError: the session is closed or lost.
+        """
+        conn._expect_session()
+        return bool(conn.in_recovery)
 
     async def connect(self, *_: Any) -> Any:
         """Make a connection, or raise what `refuse()` was given."""

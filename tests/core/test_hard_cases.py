@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from contextvars import ContextVar
+from math import inf
 from typing import Any
 
 import psycopg
@@ -19,7 +20,7 @@ from forebay.testing import FakeDriver, ManualClock, fake_pool
 
 def core(**options: Any) -> Core:
     """An open core on its own, whose time is a number."""
-    made = Core(FakeDriver().refusals("hard"), **{"min_size": 1, "max_size": 4, **options})
+    made = Core(FakeDriver().refusals("hard"), **{"min_size": 1, "max_size": 4, "bypass_window": inf, **options})
     made.open(0.0)
     return made
 
@@ -32,7 +33,7 @@ def fill(made: Core, effects: Effects, now: float) -> list[Any]:
     """Take up all permits that were issued; returns the connections."""
     conns = []
     for entry in effects.start:
-        held = made.begin(entry)
+        held = made.begin(entry, 1.0)
         conns.append(Connection())
         made.opened(entry, conns[-1], 0.0, now, 0.0)
         del held
@@ -78,7 +79,7 @@ def test_giving_up_does_not_hasten_the_next_attempt() -> None:
     """With no patience at all, attempts still back off."""
     made = core(reconnect_timeout=0.0)
     entry = next(iter(made.entries))
-    permit = made.begin(entry)
+    permit = made.begin(entry, 1.0)
     effects = made.open_failed(entry, None, OSError("refused"), 5.0, 0.0)
     del permit
     assert effects.gave_up
@@ -105,7 +106,7 @@ def test_the_time_of_a_lease_counts_also_if_the_connection_broke() -> None:
     fill(made, made.maintain(0.0), 0.0)
     conn = made.checkout(1.0)
     entry = next(iter(made.entries))
-    entry.leased = True
+    entry.leased = object()
     made.discard(entry, conn, 3.0)
     assert made.usage_time == 2.0
 
@@ -225,7 +226,7 @@ def test_two_failures_with_nothing_attempted_between_are_two_stories() -> None:
     for now in (1.0, 1000.0):
         waiter: Any = FakeWaiter()
         (entry,) = made.enqueue(waiter, now).start or made.maintain(now + 10).start
-        permit = made.begin(entry)
+        permit = made.begin(entry, 1.0)
         made.expire(waiter, now + 10)
         effects = made.open_failed(entry, None, OSError("blip"), now + 11, 0.0)
         del permit
@@ -246,7 +247,8 @@ class FakeWaiter:
 
     entry = conn = error = None
     ready = False
-    since = 0.0
+    since = deadline = 0.0
+    holder = claim = None
 
 
 def test_a_connection_is_not_opened_in_the_context_of_a_request() -> None:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from forebay._core import Core, Phase
+from forebay._core import ALL, Core, Phase
 from forebay._entry import OPENING, RETIRED, Effects, Entry
 from forebay.errors import PoolClosedMixin, PoolTimeoutMixin, Refusals, TooManyRequestsMixin
 
@@ -43,7 +43,8 @@ class Client:
         self.conn: Conn | None = None
         self.error: BaseException | None = None
         self.ready = False
-        self.since = 0.0
+        self.since = self.deadline = 0.0
+        self.holder = self.claim = None
 
     def wake(self) -> None:
         """Nobody sleeps here."""
@@ -55,8 +56,8 @@ class Client:
 class CoreBesideLists(RuleBasedStateMachine):
     """Every transition of the core in any order; the lists say what should have come of it."""
 
-    @initialize(lifo=st.booleans(), min_size=st.integers(0, 4), keep=st.sampled_from([inf, inf, 0]))
-    def make(self, lifo: bool, min_size: int, keep: float) -> None:
+    @initialize(lifo=st.booleans(), min_size=st.integers(0, 4), keep=st.sampled_from([ALL, ALL, 0]))
+    def make(self, lifo: bool, min_size: int, keep: int) -> None:
         """Open a pool, most of the time one that keeps its connections."""
         self.now = 1000.0
         self.lifo, self.keep = lifo, keep
@@ -69,6 +70,7 @@ class CoreBesideLists(RuleBasedStateMachine):
             lifo=lifo,
             max_lifetime=LIFETIME,
             max_idle=IDLE_FOR if lifo else 1e9,
+            action_timeout=inf,
         )
         self.idle: list[Conn] = []
         self.lent: list[Conn] = []
@@ -86,6 +88,7 @@ class CoreBesideLists(RuleBasedStateMachine):
     def a_client_comes(self) -> None:
         """It takes the connection that the order asks for, or queues."""
         self.now += 0.001
+        self.core.bypass = inf  # whether a connection must be looked at is not asked here
         expected = (self.idle[-1] if self.lifo else self.idle[0]) if self.idle else None
         conn = self.core.checkout(self.now)
         assert conn is expected
@@ -167,7 +170,7 @@ class CoreBesideLists(RuleBasedStateMachine):
         conn = self.service.pop(n % len(self.service))
         if conn.entry in self.orders:
             self.orders.remove(conn.entry)
-            assert self.core.begin(conn.entry) is conn
+            assert self.core.begin(conn.entry, self.now) is conn
         self.put(conn)
         self.carry_out(self.core.serviced(conn.entry, conn, self.now))
 
@@ -207,8 +210,8 @@ class CoreBesideLists(RuleBasedStateMachine):
     def a_worker_begins(self, n: int) -> None:
         """It holds a permit, or a connection to close; or another one was first."""
         entry = self.orders.pop(n % len(self.orders))
-        held = self.core.begin(entry)
-        assert self.core.begin(entry) is None
+        held = self.core.begin(entry, self.now)
+        assert self.core.begin(entry, self.now) is None
         if held is None:
             return
         if entry.place is OPENING:

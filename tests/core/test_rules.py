@@ -32,14 +32,14 @@ class Conn:
 def make(**options: Any) -> Core:
     """Make a core whose pool is not open yet."""
     refusals = Refusals("rules", PoolClosedMixin, PoolTimeoutMixin, TooManyRequestsMixin)
-    return Core(refusals, **({"min_size": 1, "max_size": 2} | options))
+    return Core(refusals, **({"min_size": 1, "max_size": 2, "bypass_window": inf} | options))
 
 
 def filled(**options: Any) -> Core:
     """Make a core whose pool is open and has all its connections idle."""
     core = make(**options)
     for entry in core.open(NOW).start:
-        permit = core.begin(entry)
+        permit = core.begin(entry, NOW)
         core.opened(entry, Conn(), 0.0, NOW, 0.0)
         del permit
     return core
@@ -193,7 +193,7 @@ def test_an_entry_is_in_exactly_one_place_all_its_life() -> None:
     core = make()
     (entry,) = core.open(NOW).start
     places = [entry.place]
-    permit = core.begin(entry)
+    permit = core.begin(entry, NOW)
     core.opened(entry, Conn(), 0.0, NOW, 0.0)
     del permit
 
@@ -206,7 +206,7 @@ def test_an_entry_is_in_exactly_one_place_all_its_life() -> None:
     note()
     core.recycle(entry, conn, NOW)
     note()
-    core.serviced(entry, core.begin(entry), NOW)
+    core.serviced(entry, core.begin(entry, NOW), NOW)
     note()
     conn = core.checkout(NOW)
     note()
@@ -214,7 +214,7 @@ def test_an_entry_is_in_exactly_one_place_all_its_life() -> None:
     note()
     assert places == [OPENING, IDLE, LENT, SERVICE, IDLE, LENT, RETIRED]
     assert entry not in core.entries
-    assert core.begin(entry) is conn
+    assert core.begin(entry, NOW) is conn
     core.retired(entry)
     assert not core.retiring
 
@@ -223,9 +223,9 @@ def test_a_permit_comes_back_once_as_a_connection() -> None:
     """Rule 7: `opened` ends it."""
     core = make()
     (entry,) = core.open(NOW).start
-    permit = core.begin(entry)
+    permit = core.begin(entry, NOW)
     assert permit is not None
-    assert core.begin(entry) is None
+    assert core.begin(entry, NOW) is None
     core.opened(entry, Conn(), 0.0, NOW, 0.0)
     assert core.opening == 0
     with pytest.raises(RuntimeError, match="please report"):
@@ -236,7 +236,7 @@ def test_a_permit_comes_back_once_as_a_failure() -> None:
     """Rule 7: `open_failed` ends it."""
     core = make()
     (entry,) = core.open(NOW).start
-    permit = core.begin(entry)
+    permit = core.begin(entry, NOW)
     assert permit is not None
     core.open_failed(entry, None, OSError("refused"), NOW, 0.0)
     assert core.opening == core.size == 0
@@ -248,7 +248,7 @@ def test_a_permit_comes_back_when_it_is_dropped() -> None:
     """Rule 7: a worker that dies returns its permit, and another one is issued."""
     core = make()
     (entry,) = core.open(NOW).start
-    permit = core.begin(entry)
+    permit = core.begin(entry, NOW)
     assert core.maintain(NOW).start == []
     del permit
     (again,) = core.maintain(NOW).start

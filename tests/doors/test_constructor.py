@@ -38,7 +38,16 @@ PARAMETERS = {
     "reconnect_failed": None,
     "num_workers": 3,
 }
-ADDED = {"idle_order": "lifo"}  # what Forebay takes beyond the original
+# What Forebay takes beyond the original.
+ADDED = {
+    "idle_order": "lifo",
+    "bypass_window": 0.05,
+    "keepalive_interval": 0.0,
+    "max_uses": 0,
+    "action_timeout": 3.0,
+    "leak_threshold": 0.0,
+    "record_lines": False,
+}
 
 METHODS = {
     "connection": {"timeout": None},
@@ -267,7 +276,7 @@ async def test_connection_class_is_looked_up_at_each_attempt(door: Door) -> None
     two = await door(pool.getconn)
     assert not isinstance(one, gate.connection_class)
     assert isinstance(two, gate.connection_class)
-    assert gate.arguments[0][0].endswith("-assigned")
+    assert f"application_name={door.application}-assigned" in gate.arguments[0][0]
     assert two.autocommit
     for conn in (one, two):
         await door(pool.putconn, conn)

@@ -26,6 +26,12 @@ from .door import Door, settled, stat
         ({"num_workers": 0}, "num_workers"),
         ({"num_workers": -3}, "num_workers"),
         ({"idle_order": "random"}, "idle_order"),
+        ({"bypass_window": -0.1}, "bypass_window must be 0 seconds or more"),
+        ({"keepalive_interval": -1}, "keepalive_interval must be 0 seconds or more"),
+        ({"max_uses": -2}, "max_uses must be 0 or more"),
+        ({"action_timeout": 0}, "action_timeout must be more than 0 seconds"),
+        ({"leak_threshold": -5}, "leak_threshold must be 0 seconds or more"),
+        ({"max_lifetime": 0}, "max_lifetime must be more than 0 seconds"),
     ],
 )
 async def test_bad_options_are_refused(door: Door, options: dict[str, Any], words: str) -> None:
@@ -33,6 +39,26 @@ async def test_bad_options_are_refused(door: Door, options: dict[str, Any], word
     with pytest.raises(ValueError, match=words) as caught:
         door.make(**options)
     assert str(next(iter(options.values()))) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("timeout", "30"),
+        ("bypass_window", None),
+        ("keepalive_interval", "1"),
+        ("max_uses", 1.5),
+        ("action_timeout", "3s"),
+        ("leak_threshold", [1]),
+    ],
+)
+async def test_options_of_the_wrong_type_are_refused(
+    any_door: Door, option: str, value: object
+) -> None:
+    """A TypeError from the constructor that names the option and what was given."""
+    with pytest.raises(TypeError, match=f"^{option} must be a ") as caught:
+        any_door.make(**{option: value})
+    assert repr(value) in str(caught.value)
 
 
 @pytest.mark.parametrize("error", [PoolClosed, PoolTimeout, TooManyRequests])

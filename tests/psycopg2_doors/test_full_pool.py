@@ -19,6 +19,8 @@ from forebay.psycopg2 import (
     ConnectionPool,
     NullConnectionPool,
     PoolClosed,
+    PoolDeadlock,
+    PoolRejected,
     PoolTimeout,
     TooManyRequests,
 )
@@ -79,7 +81,9 @@ def test_the_parameters_are_those_of_the_other_driver(name: str) -> None:
     }
 
 
-@pytest.mark.parametrize("error", [PoolClosed, PoolTimeout, TooManyRequests])
+@pytest.mark.parametrize(
+    "error", [PoolClosed, PoolTimeout, PoolRejected, PoolDeadlock, TooManyRequests]
+)
 def test_errors_are_operational_errors(error: type[Exception]) -> None:
     """Programs that catch psycopg2's errors catch the pool's."""
     assert issubclass(error, psycopg2.OperationalError)
@@ -245,6 +249,46 @@ def test_clients_wait_in_line_and_run_out_of_time(make: Callable[..., Any]) -> N
         pool.putconn(conn)
         assert answer.result(20) is conn
     pool.putconn(conn)
+
+
+def test_a_timeout_tells_who_has_the_connections(make: Callable[..., Any]) -> None:
+    """The facts are those of the other driver's pool."""
+    pool = make(record_lines=True)
+    with pool.connection():
+        conn = None
+        with pytest.raises(PoolTimeout) as caught:
+            conn = pool.getconn(timeout=0.05)
+    assert conn is None
+    assert (caught.value.kind, caught.value.lent, caught.value.max_size) == ("exhausted", 1, 1)
+    (holding,) = caught.value.holders
+    assert (holding.name, holding.leased) == (threading.current_thread().name, True)
+    assert "test_full_pool.py" in (holding.line or "")
+
+
+def test_a_nested_block_that_nobody_could_serve_is_refused(make: Callable[..., Any]) -> None:
+    """PoolDeadlock at once, and the block outside goes on."""
+    pool = make()
+    with pool.connection() as conn:
+        with pytest.raises(PoolDeadlock), pool.connection(timeout=1000):
+            raise AssertionError("lent twice")
+        assert one(conn, "select 1") == 1
+
+
+def test_a_lost_block_gives_its_session_back(make: Callable[..., Any]) -> None:
+    """The connection is still referred to, but nobody will end the block: it is rolled back."""
+    pool = make()
+    lease = pool.connection()
+    conn = lease.__enter__()
+    one(conn, "select txid_current()")
+    del lease
+
+    def is_back() -> bool:
+        pool.check()
+        return bool(pool.get_stats()["pool_available"] == 1)
+
+    eventually(is_back, pool)
+    with pool.connection(timeout=20) as again:
+        assert again is conn
 
 
 def test_connections_are_opened_by_workers(make: Callable[..., Any]) -> None:

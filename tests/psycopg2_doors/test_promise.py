@@ -21,7 +21,7 @@ def test_a_client_is_promised_one_of_as_many_as_are_being_opened() -> None:
     for waiter in waiters:
         orders.start += core.enqueue(waiter, 0.0).start
     one, two = orders.start
-    permits = [core.begin(one), core.begin(two)]
+    permits = [core.begin(one, 0.0), core.begin(two, 0.0)]
     assert [core.promised(waiter) for waiter in waiters] == [True, True, False]
     core.opened(two, Session(), 0.1, 0.1, 0.5)
     assert first.conn is not None

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from .._entry import Entry
+    from .._entry import Entry, Verdict
+    from .._sockets import Lifeline
     from ..errors import Refusals
 
 
@@ -49,8 +50,65 @@ class Driver(Protocol):
         """The name of the connection's transaction status."""
         ...
 
+    def readable(self, conns: list[Any]) -> list[Any]:
+        """Those connections, in order, whose socket has something to read or is at its end.
+
+        A closed connection is one of them.  Never blocks, from any thread, also while another
+        uses the connections; one poll for all.
+        """
+        ...
+
+    def look(self, conn: Any) -> Exception | None:
+        """Why an idle connection is dead, as an error of the library, else None.
+
+        For its only holder.  Reads what the server has sent, without waiting; a notice, a
+        parameter or a NOTIFY is not death, and NOTIFYs reach the client that uses the connection
+        next.  A silent socket costs one poll.
+        """
+        ...
+
+    def lifeline(self, conn: Any) -> Lifeline | None:
+        """A second hold on the connection's socket, to be closed; None if it has no socket.
+
+        For its only holder.
+        """
+        ...
+
+    def verdict(self, error: BaseException) -> Verdict:
+        """What a failed connect means; what is not recognised with certainty is transient."""
+        ...
+
+    def patience(self, conninfo: str, kwargs: dict[str, Any]) -> float:
+        """Seconds that `connect()` may take by its own time-outs; `math.inf` if it has none.
+
+        Looking up names, and further addresses of one name, come on top.
+        """
+        ...
+
+    def standby(self, conn: Any) -> bool | None:
+        """Whether the server said last that it is a standby; None if it never did.
+
+        It says so when that changes, with the answer to the next query.
+        """
+        ...
+
+    async def in_recovery(self, conn: Any) -> bool:
+        """Whether the server of an idle connection is a standby, asked; leaves no transaction."""
+        ...
+
+    def refuses_writes(self, error: BaseException) -> bool:
+        """Whether a server has refused to write: a transaction, or all of it, is read-only."""
+        ...
+
+    def wants_writable(self, conninfo: str, kwargs: dict[str, Any]) -> bool | None:
+        """Whether connections must be able to write, as `target_session_attrs` says.
+
+        None if it says nothing: then they are if the first one can.
+        """
+        ...
+
     async def connect(self, connection_class: Any, conninfo: str, kwargs: dict[str, Any]) -> Any:
-        """Open a connection."""
+        """Open a connection, with time-outs where neither the user nor the environment set any."""
         ...
 
     async def close(self, conn: Any) -> None:

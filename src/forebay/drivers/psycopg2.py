@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
+from math import inf
 from operator import attrgetter
 from typing import Any
 
 import psycopg2
 from psycopg2 import errors, extensions
 
-from .._entry import Entry
-from ..errors import PoolClosedMixin, PoolTimeoutMixin, Refusals, TooManyRequestsMixin
+from .. import _sockets
+from .._entry import Entry, Verdict
+from .._sockets import Lifeline
+from ..errors import (
+    PoolClosedMixin,
+    PoolDeadlockMixin,
+    PoolRejectedMixin,
+    PoolTimeoutMixin,
+    Refusals,
+    TooManyRequestsMixin,
+)
+from . import libpq
 
 logger = logging.getLogger("forebay")
 
@@ -33,6 +44,31 @@ USABLE = (
     extensions.TRANSACTION_STATUS_INERROR,
 )
 
+#: How often `look()` reads at most, 8 kB or more each time: a server that never stops must not
+#: keep it for good.
+READS = 1000
+CONNECTION_OK = 0  # of libpq
+IN_RECOVERY = "select pg_catalog.pg_is_in_recovery()"
+
+#: What the last notice of a session begins with, in the languages of PostgreSQL's servers:
+#: psycopg2 has of a notice only the text.
+ENDS = (
+    *("FATAL", "PANIC", "FATALE", "PANICO", "FATALT", "PANIK", "PANIKA", "PÂNICO"),
+    *("KATASTROFALNY", "ÖLÜMCÜL (FATAL)", "KRİTİK"),
+    *("ВАЖНО", "ПАНИКА"),
+    *("ФАТАЛЬНО", "ПАНІКА"),
+    *("치명적오류", "손상", "致命错误"),
+    "比致命错误还过分的错误",
+)
+#: The errors that notices tell of, where they are known by their English text.
+REASONS: dict[str, type[psycopg2.Error]] = {
+    "terminating connection due to administrator command": errors.AdminShutdown,
+    "terminating connection due to immediate shutdown command": errors.AdminShutdown,
+    "terminating connection due to unexpected postmaster exit": errors.AdminShutdown,
+    "terminating connection because of crash of another server process": errors.CrashShutdown,
+    "terminating connection due to idle-session timeout": errors.lookup("57P05"),
+}
+
 
 class PoolClosed(PoolClosedMixin, psycopg2.OperationalError):
     """A connection was requested from a pool that is not open."""
@@ -41,7 +77,26 @@ class PoolClosed(PoolClosedMixin, psycopg2.OperationalError):
 
 
 class PoolTimeout(PoolTimeoutMixin, psycopg2.OperationalError):
-    """The pool couldn't provide a connection in time."""
+    """The pool couldn't provide a connection in time.
+
+    Its attributes say why: `kind`, the sizes of the pool, the `holders` of its connections, the
+    `last_error` of connecting.
+    """
+
+    __module__ = "forebay.psycopg2"
+
+
+class PoolRejected(PoolRejectedMixin, PoolTimeout):
+    """The server rejects the pool's connections, and would if one waited: a wrong password, say.
+
+    The driver's error is the `__cause__`.
+    """
+
+    __module__ = "forebay.psycopg2"
+
+
+class PoolDeadlock(PoolDeadlockMixin, PoolTimeout):
+    """Every connection is held by who waits here for a further one, so nobody would get any."""
 
     __module__ = "forebay.psycopg2"
 
@@ -68,7 +123,7 @@ class SyncPsycopg2:
 
     def refusals(self, name: str) -> Refusals:
         """The exceptions of the pool `name`."""
-        return Refusals(name, PoolClosed, PoolTimeout, TooManyRequests)
+        return Refusals(name, PoolClosed, PoolTimeout, TooManyRequests, PoolRejected, PoolDeadlock)
 
     def adopt(self, conn: Any, entry: Entry) -> None:
         """Attach `entry` to a new connection, which is not lent."""
@@ -97,6 +152,67 @@ class SyncPsycopg2:
         status = STATUSES[conn.get_transaction_status()]
         return status if status != "IDLE" or conn.status == READY else f"IDLE/{conn.status}"
 
+    def readable(self, conns: list[Any]) -> list[Any]:
+        """Those connections whose socket has something to read or is at its end."""
+        return _sockets.readable(conns)
+
+    def look(self, conn: Any) -> Exception | None:
+        """Why an idle connection is dead, else None; reads what the server has sent.
+
+        NOTIFYs are in the connection's `notifies` then.
+        """
+        try:
+            return None if _sockets.silent(conn.fileno()) else _drain(conn)
+        except psycopg2.Error as error:
+            return error.with_traceback(None)  # whose frames refer to the connection
+
+    def lifeline(self, conn: Any) -> Lifeline | None:
+        """A second hold on the connection's socket; None if it has none."""
+        try:
+            return Lifeline(conn.fileno())
+        except (psycopg2.Error, OSError):
+            return None
+
+    def verdict(self, error: BaseException) -> Verdict:
+        """What a failed connect means."""
+        if not isinstance(error, psycopg2.Error):
+            return Verdict.TRANSIENT
+        if error.pgcode:
+            return libpq.STATES.get(error.pgcode, Verdict.TRANSIENT)
+        return libpq.judge(str(error))
+
+    def patience(self, conninfo: str, kwargs: dict[str, Any]) -> float:
+        """Seconds that connecting may take by its own time-outs, `math.inf` if it has none."""
+        return libpq.patience(_given(conninfo, kwargs) or {}, inf)
+
+    def standby(self, conn: Any) -> bool | None:
+        """Whether the server said last that it is a standby; None if it never did (before 14)."""
+        try:
+            status = conn.get_parameter_status("in_hot_standby")
+        except psycopg2.Error:
+            return None
+        return None if status is None else status == "on"
+
+    async def in_recovery(self, conn: Any) -> bool:
+        """Whether the server of an idle connection is a standby, by asking it."""
+        was, conn.autocommit = conn.autocommit, True
+        try:
+            with extensions.cursor(conn) as cursor:  # whatever the connection's own makes of a row
+                cursor.execute(IN_RECOVERY)
+                row = cursor.fetchone()
+            return bool(row and row[0])
+        finally:
+            if not conn.closed:
+                conn.autocommit = was
+
+    def refuses_writes(self, error: BaseException) -> bool:
+        """Whether a server has refused to write: a transaction, or all of it, is read-only."""
+        return isinstance(error, errors.ReadOnlySqlTransaction)
+
+    def wants_writable(self, conninfo: str, kwargs: dict[str, Any]) -> bool | None:
+        """Whether connections must be able to write, by `target_session_attrs`."""
+        return libpq.wants_writable(_given(conninfo, kwargs) or {})
+
     async def connect(self, connection_class: Any, conninfo: str, kwargs: dict[str, Any]) -> Any:
         """Open a connection; a `connection_factory` among `kwargs` goes before the class."""
         return connect(conninfo, **{"connection_factory": connection_class, **kwargs})
@@ -120,9 +236,66 @@ def connect(
     cursor_factory: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Connect as `psycopg2.connect()` does, with a class that a pool can use."""
+    """Connect as `psycopg2.connect()` does, with a class that a pool can use.
+
+    The time-outs of `libpq.DEFAULTS` are added where they are set nowhere.
+    """
     factory = extended(connection_factory or extensions.connection)
-    return psycopg2.connect(dsn, factory, cursor_factory, **kwargs)
+    return psycopg2.connect(dsn, factory, cursor_factory, **with_defaults(dsn, kwargs))
+
+
+def with_defaults(dsn: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The `kwargs` for `psycopg2.connect()`, with what `libpq.DEFAULTS` adds to them."""
+    given = _given(dsn, kwargs)
+    return kwargs if given is None else {**kwargs, **libpq.missing(given)}
+
+
+def _given(dsn: str | None, kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """The options that are set; None if the string cannot be read, which connecting will tell."""
+    try:
+        options = _parsed(kwargs.get("dsn") or dsn or "")
+    except (psycopg2.Error, TypeError):  # the latter when it is no string
+        return None
+    return {**options, **{name: value for name, value in kwargs.items() if value is not None}}
+
+
+@lru_cache(maxsize=8)
+def _parsed(dsn: str) -> Mapping[str, Any]:
+    options: Mapping[str, Any] = extensions.parse_dsn(dsn)
+    return options
+
+
+def _drain(conn: Any) -> Exception | None:
+    """Read what the server has sent; why the session has ended, if it says so.
+
+    Raises:
+        psycopg2.Error: the session has ended without a word.
+    """
+    socket = conn.fileno()
+    for _ in range(READS):
+        conn.poll()
+        end = _last_word(conn)
+        if end is not None:
+            return end
+        if _sockets.silent(socket):
+            break
+    if conn.info.status != CONNECTION_OK:  # the server does not speak the protocol
+        raise psycopg2.OperationalError(conn.info.error_message)
+    return None
+
+
+def _last_word(conn: Any) -> Exception | None:
+    """The server's reason for ending the session, if that was its last notice."""
+    notices = conn.notices
+    if not notices or not isinstance(notices, Sequence):  # the user may have put anything there
+        return None
+    severity, _, text = str(notices[-1]).partition(":")
+    text = text.strip()
+    reason = REASONS.get(text.partition("\n")[0])
+    # A crash of another backend and an immediate shutdown are told as warnings.
+    if severity in ENDS or (severity == "WARNING" and reason):
+        return (reason or psycopg2.OperationalError)(text)
+    return None
 
 
 def end_transaction(conn: Any, failed: bool) -> None:

@@ -13,6 +13,8 @@ from psycopg2 import extensions
 from .._thread_door import ThreadDoor, expect_plain_functions
 from ..drivers.psycopg2 import (
     PoolClosed,
+    PoolDeadlock,
+    PoolRejected,
     PoolTimeout,
     SyncPsycopg2,
     TooManyRequests,
@@ -33,6 +35,8 @@ __all__ = [
     "ConnectionPool",
     "NullConnectionPool",
     "PoolClosed",
+    "PoolDeadlock",
+    "PoolRejected",
     "PoolTimeout",
     "TooManyRequests",
 ]
@@ -72,6 +76,12 @@ class ConnectionPool(ThreadDoor[CT]):
         reconnect_failed: ConnectFailedCB | None = None,
         num_workers: int = 3,
         idle_order: IdleOrder = "lifo",
+        bypass_window: float = 0.05,
+        keepalive_interval: float = 0.0,
+        max_uses: int = 0,
+        action_timeout: float = 3.0,
+        leak_threshold: float = 0.0,
+        record_lines: bool = False,
     ) -> None:
         """Make a pool; never blocks.
 
@@ -103,6 +113,17 @@ class ConnectionPool(ThreadDoor[CT]):
             num_workers: connections opened side by side at most; as many workers reset, check
                 and close.
             idle_order: `lifo` lends the connection used last; `fifo` all in turn.
+            bypass_window: seconds after a use during which a connection is lent without a look at
+                its socket, which costs no round trip and finds what the server has closed.
+            keepalive_interval: seconds between two queries that keep an idle connection alive;
+                0: none are made.
+            max_uses: how often a connection is lent until it is replaced; 0: no bound.
+            action_timeout: seconds that `configure`, `reset`, a rollback or closing may take in the
+                background; one that takes longer is given up, and the connection with it.
+            leak_threshold: seconds after which a connection that is still lent is reported by a
+                warning, and its return by another; 0: never.
+            record_lines: note the line that acquires each connection, for errors and warnings;
+                assignable, and costs less than a microsecond each time.
 
         Raises:
             ValueError: for sizes or numbers that make no pool.
@@ -117,24 +138,30 @@ class ConnectionPool(ThreadDoor[CT]):
             reconnect_failed=reconnect_failed,
         )
         super().__init__(
-            conninfo,
-            connection_class,
-            kwargs,
-            min_size,
-            max_size,
-            configure,
-            check,
-            reset,
-            name,
-            close_returns,
-            timeout,
-            max_waiting,
-            max_lifetime,
-            max_idle,
-            reconnect_timeout,
-            reconnect_failed,
-            num_workers,
-            idle_order,
+            conninfo=conninfo,
+            connection_class=connection_class,
+            kwargs=kwargs,
+            min_size=min_size,
+            max_size=max_size,
+            configure=configure,
+            check=check,
+            reset=reset,
+            name=name,
+            close_returns=close_returns,
+            timeout=timeout,
+            max_waiting=max_waiting,
+            max_lifetime=max_lifetime,
+            max_idle=max_idle,
+            reconnect_timeout=reconnect_timeout,
+            reconnect_failed=reconnect_failed,
+            num_workers=num_workers,
+            idle_order=idle_order,
+            bypass_window=bypass_window,
+            keepalive_interval=keepalive_interval,
+            max_uses=max_uses,
+            action_timeout=action_timeout,
+            leak_threshold=leak_threshold,
+            record_lines=record_lines,
         )
         self._begin(open)
 
@@ -145,7 +172,7 @@ class ConnectionPool(ThreadDoor[CT]):
         the connection is returned; psycopg2's own `with connection:` only ends a transaction.
         `timeout` and errors: see `getconn()`.
         """
-        return TransactionLease(self, timeout)
+        return TransactionLease.of(self, timeout)
 
     @staticmethod
     def check_connection(conn: extensions.connection) -> None:
@@ -183,6 +210,12 @@ class NullConnectionPool(ConnectionPool[CT]):
         reconnect_failed: ConnectFailedCB | None = None,
         num_workers: int = 3,
         idle_order: IdleOrder = "lifo",
+        bypass_window: float = 0.05,
+        keepalive_interval: float = 0.0,
+        max_uses: int = 0,
+        action_timeout: float = 3.0,
+        leak_threshold: float = 0.0,
+        record_lines: bool = False,
     ) -> None:
         """Make a null pool; the parameters are those of `ConnectionPool`, but for two.
 
@@ -208,4 +241,10 @@ class NullConnectionPool(ConnectionPool[CT]):
             reconnect_failed=reconnect_failed,
             num_workers=num_workers,
             idle_order=idle_order,
+            bypass_window=bypass_window,
+            keepalive_interval=keepalive_interval,
+            max_uses=max_uses,
+            action_timeout=action_timeout,
+            leak_threshold=leak_threshold,
+            record_lines=record_lines,
         )

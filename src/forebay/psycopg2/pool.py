@@ -30,6 +30,7 @@ from .._core import Core, Phase
 from .._door import statistics
 from .._entry import EVICTED, LENT, Effects
 from .._flows import Flows
+from .._fork import Inherited, register, renewed_core, renewed_flows
 from .._inline import Inline
 from .._runtime import run_sync
 from ..drivers.psycopg2 import SyncPsycopg2, connect, unclean
@@ -38,7 +39,7 @@ from ._lease import TransactionLease
 if TYPE_CHECKING:
     from psycopg2 import extensions
 
-    from .._entry import Entry
+    from .._entry import Entry, Waiter
 
     Connection = extensions.connection
 
@@ -70,13 +71,23 @@ class PoolRefusals:
             f" (max_waiting={core.max_waiting})"
         )
 
-    def timeout(self, core: Core, timeout: float) -> PoolError:
+    def timeout(self, core: Core, timeout: float, now: float, client: Waiter) -> PoolError:
         """No connection in time; the cause is the last error of a check, if they fail now."""
+        del now, client
         waited = f": none came back in {timeout:.2f} sec" if timeout > 0 else ""
         error = PoolError(f"connection pool exhausted{waited}")
         if core.failures:
             error.__cause__ = core.last_error
         return error
+
+    def rejected(self, core: Core, error: Exception, now: float) -> Exception:
+        """An error of connecting is the caller's."""
+        del core, now
+        return error
+
+    def deadlock(self, core: Core, now: float) -> None:
+        """Nothing is certain of connections that may be returned with a key, from any thread."""
+        del core, now
 
 
 class PoolDriver(SyncPsycopg2):
@@ -112,6 +123,9 @@ class AbstractConnectionPool:
 
     #: `close()` on a lent connection closes it, as in the original.
     close_returns = False
+    # What a lease asks of its pool: these lend and take back by their own verbs only.
+    _quick = _swift = False
+    _is_inside = staticmethod(bool)
 
     def __init__(
         self,
@@ -152,7 +166,7 @@ class AbstractConnectionPool:
             max_lifetime=max_lifetime,
             max_idle=inf,
         )
-        runtime: Any = Inline(partial(_maintain, weakref.ref(self)))
+        runtime = self._new_runtime()
         self._lock = runtime.lock
         self._now = runtime.now
         self._flows = Flows(
@@ -166,8 +180,19 @@ class AbstractConnectionPool:
         self._flows.level = logging.DEBUG
         self._guarded = check is not None
         self._flows.open()
+        register(self)
         self._fill(minconn)
         self._flows.check = partial(_expect_usable, check)
+
+    def _new_runtime(self) -> Any:
+        return Inline(partial(_maintain, weakref.ref(self)))
+
+    def _start_afresh(self) -> None:
+        """In a forked child: forget the parent's connections, and make every part anew."""
+        self._core = renewed_core(self._core)
+        self._flows = renewed_flows(self._flows, self._core, self._new_runtime())
+        self._lock = self._flows.runtime.lock
+        self._used, self._rused = {}, {}
 
     @property
     def minconn(self) -> int:
@@ -204,7 +229,7 @@ class AbstractConnectionPool:
         the connection is returned; psycopg2's own `with connection:` only ends a transaction.
         """
         pool: Any = self
-        return PoolLease(pool, None)
+        return PoolLease.of(pool, None)
 
     def get_stats(self) -> dict[str, int]:
         """What the pool holds now, and what it has counted; times in milliseconds."""
@@ -258,6 +283,8 @@ class AbstractConnectionPool:
         except AttributeError:
             raise self._stranger() from None
         if lender is not self:
+            if isinstance(entry, Inherited):
+                return  # the parent process has it
             raise self._stranger()
         if (
             close
@@ -472,7 +499,11 @@ class PersistentConnectionPool(AbstractConnectionPool):
         connection is put away, unless the thread had it before the block.
         """
         pool: Any = self
-        return BorrowingLease(pool, None) if self._keys.key in self._used else PoolLease(pool, None)
+        return (
+            BorrowingLease.of(pool, None)
+            if self._keys.key in self._used
+            else PoolLease.of(pool, None)
+        )
 
     def _maintain(self) -> None:
         self._collect()
@@ -491,6 +522,9 @@ class BorrowingLease(PoolLease):
     """A block on the connection that the thread has already, and keeps."""
 
     __slots__ = ()
+
+    def __del__(self) -> None:
+        """Nothing: the thread keeps the connection."""
 
     def _put_back(self, conn: Any) -> None:
         pass

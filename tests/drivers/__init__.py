@@ -1,0 +1,1 @@
+"""Tests of the drivers: what they tell a pool of connections, without a pool."""
