@@ -12,7 +12,7 @@ export PIP_ROOT_USER_ACTION = ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format bench docs mutants model matrix lowest dist clean
+.PHONY: help demo test lint types format bench docs faults mutants model matrix lowest dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -46,6 +46,9 @@ docs: $(VENV)/.docs ## the reference of the public names, in build/docs
 	@echo "build/docs/index.html"
 
 # --- long ones --------------------------------------------------------------------------
+
+faults: $(VENV)/.faults ## the fault lab: forebay and its peers under faults, for docs/reliability.md
+	@$(BIN)/python -m tests.faults --write $(FAULTS_ARGS)
 
 model: $(VENV)/.dev ## visit every reachable state of the pool within the bounds
 	@$(BIN)/python -m tests.model $(MODEL_ARGS)
@@ -100,6 +103,10 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.bench: pyproject.toml | $(VENV)/bin/python
 	$(call install,forebay and the pools it is compared with,-e '.[demo]' --group bench)
+
+$(VENV)/.faults: pyproject.toml | $(VENV)/bin/python
+	$(call install,forebay and the pools it is compared with under faults,\
+		-e '.[demo$(comma)psycopg2]' --group faults)
 
 $(VENV)/.docs $(VENV)/.dist: $(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	$(call install,forebay and what builds its $*,-e . --group $*)
