@@ -947,7 +947,7 @@ class Core:
             hopeless = self.refused or not self.fresh
             self.refused = True
         if hopeless and isinstance(error, Exception) and not self.entries:
-            for waiter in [*self.waiting]:
+            for waiter in [*self.waiting, *self.watching]:
                 self._fail(waiter, self.refusals.rejected(self, error, now), now, effects)
 
     def _failed(self, error: BaseException, now: float, chance: float, effects: Effects) -> None:
@@ -1022,7 +1022,9 @@ class Core:
         effects.give_up.append(entry)
         if entry.place is OPENING:
             self.connections_errors += 1
-            self._failed(TimeoutError("no answer to an attempt to connect"), now, chance, effects)
+            if self.retrying:
+                error = TimeoutError("no answer to an attempt to connect")
+                self._failed(error, now, chance, effects)
         elif entry.place is SERVICE:
             self.returns_bad += 1
         self._forget(entry)

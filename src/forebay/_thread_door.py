@@ -225,13 +225,20 @@ class ThreadDoor(Door, Generic[C]):
 
         Raises:
             PoolTimeout: they were not ready in time; the pool is closed.
+            PoolRejected: connecting fails for good; the pool is closed.
             PoolClosed: the pool is not open.
         """
         if self._implicitly_open:
             self._announce_implicit(DeprecationWarning, _IMPLICIT, stacklevel=2)
         if self._null:
             self._try_one(timeout)
-        elif not run_sync(self._flows.wait(timeout)):
+            return
+        try:
+            filled = run_sync(self._flows.wait(timeout))
+        except PoolTimeoutMixin:
+            self.close()
+            raise
+        if not filled:
             error = self._unfilled(timeout)
             self.close()
             raise error

@@ -355,6 +355,7 @@ class AsyncConnectionPool(Door, Generic[ACT]):
 
         Raises:
             PoolTimeout: they were not ready in time; the pool is closed.
+            PoolRejected: connecting fails for good; the pool is closed.
             PoolClosed: the pool is not open.
         """
         self._expect_loop()
@@ -362,7 +363,13 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             self._announce_implicit(RuntimeWarning, _CONSTRUCTED, stacklevel=2)
         if self._null:
             await self._try_one(timeout)
-        elif not await self._flows.wait(timeout):
+            return
+        try:
+            filled = await self._flows.wait(timeout)
+        except PoolTimeoutMixin:
+            await self.close()
+            raise
+        if not filled:
             error = self._unfilled(timeout)
             await self.close()
             raise error

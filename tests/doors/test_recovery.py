@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from forebay import PoolTimeout
+from forebay import PoolRejected, PoolTimeout
 
 from .door import Admin, Door, eventually, settled, stat
 
@@ -223,3 +223,14 @@ async def test_a_lost_connection_does_not_shrink_the_pool(door: Door, admin: Adm
             await admin.lose(door, pool)
     await settled(pool, pool_size=2, pool_available=2)
     assert len(await pids(door, pool, 2)) == 2
+
+
+async def test_who_waits_for_a_pool_that_is_rejected_learns_it_at_once(
+    door: Door, dsn: str
+) -> None:
+    """`wait()` need not run into its timeout; the pool is closed, as after that."""
+    pool = door.make(f"{dsn} dbname=nowhere", min_size=2)
+    await door(pool.open)
+    with pytest.raises(PoolRejected, match="nowhere"):
+        await door(pool.wait, timeout=60)
+    assert pool.closed
