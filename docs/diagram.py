@@ -13,6 +13,7 @@ import inspect
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -44,11 +45,14 @@ NULL: dict[str, Any] = {"min_size": 0, "max_size": 1, "keep": 0, "retrying": Fal
 #: The transitions that are played.
 PLAYED = {
     *("open", "close", "drain", "fill", "maintain", "resize"),
-    *("checkout", "enqueue", "cancel", "checkin", "recycle", "discard", "check_failed"),
-    *("begin", "opened", "open_failed", "recall", "serviced", "reclaim", "retired"),
+    *("checkout", "enqueue", "cancel", "checkin", "recycle", "retake", "discard", "check_failed"),
+    *("begin", "opened", "open_failed", "recall", "serviced", "reclaim", "retired", "demoted"),
 }
 #: The methods of the core that move no entry, unless they repair (`audit`), or balance.
-MOVE_NOTHING = {"audit", "check_passed", "expire", "promised", "refuse", "reset_counters", "watch"}
+MOVE_NOTHING = {
+    *("audit", "check_passed", "expire", "promised", "refuse", "reset_counters", "watch"),
+    *("arm", "disarm", "doubtful", "overheld", "snapshot", "use"),
+}
 
 #: Where an entry stores its place, below the tracing property.
 PLACE: Any = vars(Entry)["place"]
@@ -121,7 +125,8 @@ class Client:
         self.conn: Any = None
         self.error: BaseException | None = None
         self.ready = False
-        self.since = 0.0
+        self.since = self.deadline = 0.0
+        self.holder = self.claim = None
 
     def wake(self) -> None:
         """Do nothing: the script lets the client act."""
@@ -143,16 +148,22 @@ class Refusals:
 
     full = closed
 
-    def timeout(self, core: Core, timeout: float) -> Exception:  # noqa: ARG002
+    def timeout(self, *_: object) -> Exception:
         """The client's time is up."""
         return RuntimeError("timeout")
+
+    rejected = timeout
+
+    def deadlock(self, *_: object) -> None:
+        """It is never certain."""
 
 
 class Play:
     """A core, and everything that has been given out for its entries."""
 
     def __init__(self, **sizes: Any) -> None:
-        self.core = Core(Refusals(), max_lifetime=HOUR, backoff=Backoff(0.01, 1, 0.01), **sizes)
+        limits = {"max_lifetime": HOUR, "bypass_window": inf, "keepalive_interval": HOUR / 2}
+        self.core = Core(Refusals(), backoff=Backoff(0.01, 1, 0.01), **limits, **sizes)
         self.core.entries = TracedEntries(self.core)
         self.core.retiring = TracedRetiring()
         self.now = 0.0
@@ -165,7 +176,7 @@ class Play:
         if core.phase is Phase.NEW:
             yield ("open",)
             return
-        yield from (("close",), ("drain",), ("maintain",), ("tick",))
+        yield from (("close",), ("drain",), ("maintain",), ("tick",), ("demoted",))
         yield from (("resize", 0, 1), ("resize", core.min_size, 2), ("fill", 1))
         if core.phase is Phase.OPEN and self.client is None:
             yield from (("checkout",), ("enqueue",))
@@ -184,7 +195,8 @@ class Play:
         if entry.place is OPENING:
             return ["opened", "open_failed", "configure_failed", "drop"]
         if entry.place is LENT:
-            return ["checkin", "recycle", "discard", "check_failed", "reclaim", "drop"]
+            returns = ["checkin", "recycle", "retake", "discard", "check_failed"]
+            return [*returns, "reclaim", "drop"]
         return ["retired", "drop"] if entry.place is RETIRED else ["serviced", "discard", "drop"]
 
     def do(self, event: str, *args: int) -> None:
@@ -195,6 +207,9 @@ class Play:
 
     def _transition(self, event: str, *args: int) -> Any:
         return getattr(self.core, event)(*args, self.now)
+
+    def _demoted(self, _: str) -> Any:
+        return self.core.demoted(self.now, 0.5)
 
     def _tick(self, _: str) -> None:
         self.now += HOUR
@@ -227,7 +242,7 @@ class Play:
     def _entry_event(self, event: str, at: int) -> Any:
         core, entry = self.core, [*self.core.entries, *self.core.retiring][at]
         if event in ("begin", "recall"):
-            held = getattr(core, event)(entry)
+            held = core.begin(entry, self.now) if event == "begin" else core.recall(entry)
             if held is not None:
                 self.held[entry] = held
             return None
@@ -243,6 +258,9 @@ class Play:
             return core.check_failed(entry, held, error, self.now, self.now, 0.5)
         if event == "retired":
             return core.retired(entry)
+        if event == "retake":
+            entry.leased = "a lease"
+            return core.retake(entry, held, entry.lent_at, self.now)
         if event == "reclaim":
             return core.reclaim(entry, self.now)
         if event == "drop":
@@ -250,7 +268,7 @@ class Play:
         return getattr(core, event)(entry, held, self.now)
 
     _begin = _recall = _opened = _open_failed = _configure_failed = _check_failed = _entry_event
-    _checkin = _recycle = _serviced = _discard = _reclaim = _retired = _drop = _entry_event
+    _checkin = _recycle = _retake = _serviced = _discard = _reclaim = _retired = _drop = _entry_event
 
     def state(self) -> tuple[Any, ...]:
         """What matters for what may happen next."""

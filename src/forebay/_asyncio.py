@@ -89,6 +89,7 @@ class Asyncio:
         # A worker was cancelled, and not by the pool: the loop is about to end, as in
         # asyncio.run(), and would complain of tasks that begin after that.
         self._resting = False
+        self._stopping = False  # it is the pool that cancels its workers
 
     def unbounded_openings(self) -> None:
         """Open as many connections at once as the core orders (null pools)."""
@@ -112,7 +113,9 @@ class Asyncio:
         if self.loop is None or self.loop.is_closed():
             return True  # or it has ended: the garbage collector closes what was suspended in it
         task = asyncio.current_task(self.loop)
-        return task is not None and task.cancelling() > 0 and self._is_worker(task)
+        if self._stopping or task is None or not task.cancelling():
+            return False
+        return self._is_worker(task)
 
     def _is_worker(self, task: asyncio.Task[Any]) -> bool:
         return task in self._openings.tasks or task in self._service.tasks
@@ -166,6 +169,7 @@ class Asyncio:
     async def stop(self, timeout: float) -> bool:
         """Cancel what is being opened and wait for the rest, up to `timeout` seconds."""
         self._flows = lambda: None
+        self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
         self._openings.cancel()

@@ -821,7 +821,10 @@ class Core:
         entry.chore = Chore.RESET
         entry.conn = conn
         entry.place = IDLE
-        self.idle.append(entry)
+        at = len(self.idle)
+        while at and self.idle[at - 1].idle_since > entry.idle_since:
+            at -= 1
+        self.idle.insert(at, entry)
         self.opening -= was_opening
 
     def _retire(self, entry: Entry, conn: Any, effects: Effects) -> None:
@@ -920,7 +923,7 @@ class Core:
         One at a time; where somebody waits, one that is not answered is joined by a second.
         """
         if self.opening:
-            room = len(self.entries) < self.max_size and self._width > self.opening
+            room = len(self.entries) < self.max_size and not self.crowded
             if self.opening > 1 or not (self.waiting and room):
                 return 0
             at = self.probed_at + PROBE_PATIENCE

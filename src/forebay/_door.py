@@ -101,7 +101,7 @@ class Door:
         "_core", "Seconds between two queries that keep an idle connection alive; 0: none."
     )
     action_timeout: Delegated[float] = Delegated(
-        "_core", "Seconds that each action in the background may take."
+        "_core", "Seconds that a callback, a rollback or closing may take."
     )
     leak_threshold: Delegated[float] = Delegated(
         "_core", "Seconds after which a lent connection is reported; 0: never."

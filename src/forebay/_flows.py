@@ -13,9 +13,10 @@ The rules of this file.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Coroutine
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._core import Core, Phase
 from ._entry import LENT, OPENING, RETIRED, ROLE, Chore, Effects, Entry, Hold, Permit
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("forebay")
 
 Callback = Callable[..., Any]
+T = TypeVar("T")
 
 
 class Flows:
@@ -140,15 +142,15 @@ class Flows:
         try:
             await self._timed(entry, conn, "check", self.runtime.call(self.check, conn))
         except BaseException as error:
-            runtime = self.runtime
+            runtime, kept = self.runtime, self.driver.keepable(error)
             with runtime.lock:
                 effects = self.core.check_failed(
-                    entry, conn, error, arrived, runtime.now(), runtime.chance()
+                    entry, conn, kept, arrived, runtime.now(), runtime.chance()
                 )
             self.carry_out(effects)
             if not isinstance(error, Exception):
                 raise
-            detach(error)
+            detach(kept)
             logger.info("%s: check failed on %s: %s", self.name, str(conn), error)
             return False
         if self.core.check_failing:
@@ -212,8 +214,8 @@ class Flows:
             self.runtime.give_up(entry)
         if effects.alarm:
             self.runtime.alarm(self.core.due)
-        while self.core.leaked:
-            self._report_leak(self.core.leaked.popleft())
+        for entry in _taken(self.core.leaked):
+            self._report_leak(entry)
         if effects.gave_up:
             logger.warning(
                 "%s: no connection in %s seconds of attempts: %s",
@@ -252,14 +254,14 @@ class Flows:
                 self._expect_clean(conn, "configure", self.configure)
             standby = self.driver.standby(conn)
         except BaseException as error:
-            verdict = self.driver.verdict(error)
+            verdict, kept = self.driver.verdict(error), self.driver.keepable(error)
             with runtime.lock:
                 effects = core.open_failed(
-                    entry, conn, error, runtime.now(), runtime.chance(), verdict
+                    entry, conn, kept, runtime.now(), runtime.chance(), verdict
                 )
                 failures = core.failures
             if isinstance(error, Exception):
-                detach(error)  # before a client is woken that may raise it
+                detach(kept)  # before a client is woken that may raise it
             self.carry_out(effects)
             if not isinstance(error, Exception):
                 raise
@@ -415,8 +417,7 @@ class Flows:
 
     def _retake_forsaken(self) -> None:
         """Take the connections back whose leases were dropped, though something refers to them."""
-        while self.core.forsaken:
-            conn, lent_at = self.core.forsaken.popleft()
+        for conn, lent_at in _taken(self.core.forsaken):
             entry = self.driver.entry(conn)
             with self.runtime.lock:
                 effects = self.core.retake(entry, conn, lent_at, self.runtime.now())
@@ -541,6 +542,16 @@ def _refusal(waiter: Waiter) -> BaseException:
 def name(holder: Any) -> str:
     """The name of a thread or task that holds a connection."""
     return str(getattr(holder, "name", holder) or "an unknown holder")
+
+
+def _taken(queue: deque[T]) -> Iterator[T]:
+    """What is in a queue; each thing is taken by one thread only."""
+    while queue:
+        try:
+            thing = queue.popleft()
+        except IndexError:  # another thread was faster
+            return
+        yield thing
 
 
 def _line(error: BaseException) -> str:

@@ -166,6 +166,7 @@ class Refusals:
         """Connecting has failed by `error`, and will until somebody changes something."""
         facts = self._facts(core, now)
         facts["kind"] = "rejected"
+        facts["waiting"] = max(0, facts["waiting"] - 1)  # the others
         refusal = self._rejected(
             f"couldn't get a connection from pool {self._name!r}: connecting fails, and will until"
             f" something is changed: {_quoted(error)}"
@@ -181,6 +182,7 @@ class Refusals:
             return None
         facts = self._facts(core, now)
         facts["kind"] = "deadlock"
+        facts["waiting"] -= 1  # the others
         facts["suspects"] = tuple(dict.fromkeys(h.name for h in facts["holders"]))
         error = self._deadlock(
             f"couldn't get a connection from pool {self._name!r}, and nobody ever would: "

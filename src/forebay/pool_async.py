@@ -221,8 +221,8 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             keepalive_interval: seconds between two queries that keep an idle connection alive;
                 0: none are made.
             max_uses: how often a connection is lent until it is replaced; 0: no bound.
-            action_timeout: seconds that `configure`, `reset`, a rollback or closing may take in the
-                background; one that takes longer is given up, and the connection with it.
+            action_timeout: seconds that `configure`, `check`, `reset`, a rollback or closing may
+                take; what takes longer is given up, and the connection with it.
             leak_threshold: seconds after which a connection that is still lent is reported by a
                 warning, and its return by another; 0: never.
             record_lines: note the line that acquires each connection, for errors and warnings;

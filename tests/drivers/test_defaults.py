@@ -215,7 +215,7 @@ def test_patience_knows_every_source(side: Side, monkeypatch: pytest.MonkeyPatch
     [
         ("read-write", True),
         ("primary", True),
-        ("any", None),
+        ("any", False),
         ("read-only", False),
         ("standby", False),
         ("prefer-standby", False),
@@ -266,4 +266,5 @@ def test_the_libraries_of_the_machine_know_the_options() -> None:
 def test_several_hosts_are_taken_as_they_come(side: Side) -> None:
     """Without target_session_attrs a standby among them is no primary that was demoted."""
     assert side.driver.wants_writable("host=a,b", {}) is False
+    assert side.driver.wants_writable("hostaddr=::1,127.0.0.1", {}) is False
     assert side.driver.wants_writable("host=a,b target_session_attrs=primary", {}) is True

@@ -47,14 +47,11 @@ def lab() -> Iterator[Lab]:
         yield Lab(server)
 
 
-# A connect that hangs cannot be interrupted, only outwaited: how long that takes is measured.
-MEASURED_ONLY = {"connects-hang"}
-
 PAIRS = [
     pytest.param(scenario, peer, id=f"{scenario.name}-{peer.name}".replace(" ", "-"))
     for scenario in SCENARIOS
     for number, peer in enumerate(FOREBAY)
-    if (number == 0 or scenario.name in SHARED) and scenario.name not in MEASURED_ONLY
+    if number == 0 or scenario.name in SHARED
 ]
 """Which scenario is played with which of Forebay's pools."""
 

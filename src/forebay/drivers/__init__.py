@@ -96,6 +96,10 @@ class Driver(Protocol):
         """Whether the server of an idle connection is a standby, asked; leaves no transaction."""
         ...
 
+    def keepable(self, error: BaseException) -> BaseException:
+        """An error as it may be kept for long: one that does not refer to its connection."""
+        ...
+
     def refuses_writes(self, error: BaseException) -> bool:
         """Whether a server has refused to write: a transaction, or all of it, is read-only."""
         ...

@@ -70,9 +70,10 @@ def wants_writable(given: Mapping[str, Any]) -> bool | None:
     Several hosts without `target_session_attrs` are meant to be taken as they come.
     """
     known = settings(given) or given
-    wanted = known.get("target_session_attrs", "any")
-    if wanted == "any":
-        return False if "," in str(known.get("host", "")) else None
+    wanted = known.get("target_session_attrs")
+    if wanted is None:
+        several = any("," in str(known.get(name, "")) for name in ("host", "hostaddr"))
+        return False if several else None
     return wanted in ("read-write", "primary")
 
 

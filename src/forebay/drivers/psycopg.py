@@ -151,6 +151,10 @@ class PsycopgDriver:
             return None
         return None if status is None else status == b"on"
 
+    def keepable(self, error: BaseException) -> BaseException:
+        """An error as it may be kept for long: psycopg's do not refer to their connection."""
+        return error
+
     def refuses_writes(self, error: BaseException) -> bool:
         """Whether a server has refused to write: a transaction, or all of it, is read-only."""
         return isinstance(error, errors.ReadOnlySqlTransaction)

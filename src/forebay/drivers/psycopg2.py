@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from copy import copy
 from functools import cache, lru_cache
 from math import inf
 from operator import attrgetter
@@ -204,6 +205,17 @@ class SyncPsycopg2:
         finally:
             if not conn.closed:
                 conn.autocommit = was
+
+    def keepable(self, error: BaseException) -> BaseException:
+        """An error as it may be kept for long; psycopg2's refer to their connection by a cursor.
+
+        A copy does not, and the attribute cannot be assigned.
+        """
+        if getattr(error, "cursor", None) is None:
+            return error
+        kept = copy(error)
+        kept.__cause__ = error.__cause__
+        return kept
 
     def refuses_writes(self, error: BaseException) -> bool:
         """Whether a server has refused to write: a transaction, or all of it, is read-only."""

@@ -100,9 +100,22 @@ class PoolDriver(SyncPsycopg2):
     async def connect(self, connection_class: Any, conninfo: str, kwargs: dict[str, Any]) -> Any:
         """Open a connection."""
         del connection_class, conninfo, kwargs
+        return self._caller()._connect()
+
+    def patience(self, conninfo: str, kwargs: dict[str, Any]) -> float:
+        """Seconds connect() may take by its own time-outs."""
+        del conninfo, kwargs
+        return super().patience(*self._caller()._given())
+
+    def wants_writable(self, conninfo: str, kwargs: dict[str, Any]) -> bool | None:
+        """Whether connections must be able to write."""
+        del conninfo, kwargs
+        return super().wants_writable(*self._caller()._given())
+
+    def _caller(self) -> AbstractConnectionPool:
         pool = self._pool()
         assert pool is not None  # it is its caller that connects
-        return pool._connect()
+        return pool
 
 
 class PoolLease(TransactionLease["Connection"]):
@@ -242,6 +255,10 @@ class AbstractConnectionPool:
         conn: Connection = connect(*self._args, **self._kwargs)
         return conn
 
+    def _given(self) -> tuple[str, dict[str, Any]]:
+        """The connection string and the other arguments of `psycopg2.connect()`."""
+        return (self._args[0] if self._args else "") or "", self._kwargs
+
     def _getconn(self, key: Any = None) -> Connection:
         """Lend a connection."""
         if key is not None:
@@ -358,7 +375,7 @@ class AbstractConnectionPool:
 
     def _acquire(self, conn: Any) -> Any:
         """Do what `_getconn()` could not do at once."""
-        if conn is None:
+        if conn is None and (not self._core.idle or self._now() >= self._core.due):
             self._maintain()
         return run_sync(self._flows.acquire(conn, self.timeout))
 
