@@ -50,6 +50,7 @@ from ._entry import (
 from ._policy import (
     CROWDED_INTERVAL,
     GRACE,
+    KEEPALIVE_PAUSE,
     MAINTENANCE_INTERVAL,
     PROBE_INTERVAL,
     PROBE_PATIENCE,
@@ -112,6 +113,7 @@ class Core:
         "crowded",
         "demoted_until",
         "demotions",
+        "drained_at",
         "due",
         "eager",
         "entries",
@@ -238,6 +240,7 @@ class Core:
         self.writable: bool | None = None  # connections are meant to be; None: nobody knows yet
         self.demotions = 0  # steps of looking for the primary, in a row
         self.demoted_until = 0.0
+        self.drained_at = -inf  # what began to be opened before that is not kept
         # Maintenance.
         self.due = inf  # when maintain() is wanted next
         self.low_water = 0  # fewest idle since low_water_since (only idle_order="fifo")
@@ -290,15 +293,19 @@ class Core:
         entry.holder = holder
         return conn
 
-    def enqueue(self, waiter: Waiter, now: float, deadline: float = inf) -> Effects:
+    def enqueue(
+        self, waiter: Waiter, now: float, deadline: float = inf, *, again: bool = False
+    ) -> Effects:
         """Queue a client until `deadline`; it is served at once if a connection is idle.
+
+        One that comes `again`, since the connection it was given was no good, goes first.
 
         Raises the pool's own errors when it is not open or the queue is full.
         """
         if self.phase is not Phase.OPEN:
             self.requests_errors += 1
             raise self.refusals.closed(self)
-        if 0 < self.max_waiting <= len(self.waiting):
+        if 0 < self.max_waiting <= len(self.waiting) and not again:
             self.requests_errors += 1
             raise self.refusals.full(self)
         effects = Effects()
@@ -306,6 +313,8 @@ class Core:
         waiter.since = now
         waiter.deadline = deadline
         self.waiting[waiter] = None
+        if again:
+            self.waiting.move_to_end(waiter, last=False)
         self._balance(now, effects)
         if waiter in self.waiting:
             self.requests_queued += 1
@@ -319,7 +328,7 @@ class Core:
     def use(self, entry: Entry) -> None:
         """A connection goes to its client; the one of its last use will not be kept."""
         entry.uses += 1
-        if entry.uses == self.max_uses:
+        if 0 < self.max_uses <= entry.uses:
             entry.expires_at = EVICTED
 
     def refuse(self) -> None:
@@ -508,7 +517,7 @@ class Core:
         standby: bool | None = None,
     ) -> Effects:
         """A permit has become a connection, in `took` seconds, to a primary or a `standby`."""
-        if entry.given_up:
+        if entry.given_up and not self._welcome(entry):
             return self._strayed(entry, conn)
         self._expect(entry, OPENING)
         effects = Effects()
@@ -588,6 +597,7 @@ class Core:
     def drain(self, now: float) -> Effects:
         """Replace every connection: the idle ones now, the others when they come back."""
         effects = Effects()
+        self.drained_at = now
         self._evict_all(effects)
         return self._balance(now, effects)
 
@@ -880,7 +890,8 @@ class Core:
             # Nothing more is attempted: the next failure is another story.
             self.failing_since = inf
             self.crowded = False
-        stuck = self._unanswered(now, effects) if self.waiting and self.opening else 0
+        relied_on = self.retrying and self.waiting and self.opening
+        stuck = self._unanswered(now, effects) if relied_on else 0
         wanted = growth(
             target=self.target,
             size=len(self.entries),
@@ -931,7 +942,7 @@ class Core:
             return 0
         else:
             at = self.retry_at
-            if self.waiting:
+            if self.waiting or self.watching:
                 interval = CROWDED_INTERVAL if self.crowded else PROBE_INTERVAL
                 at = min(at, self.failed_at + interval)
         if now < at:
@@ -1026,24 +1037,46 @@ class Core:
         if entry.place is OPENING:
             self.connections_errors += 1
             if self.retrying:
-                error = TimeoutError("no answer to an attempt to connect")
-                self._failed(error, now, chance, effects)
+                late = TimeoutError("an attempt to connect, or its callback, did not end in time")
+                self._failed(late, now, chance, effects)
         elif entry.place is SERVICE:
             self.returns_bad += 1
         self._forget(entry)
         self.retiring.pop(entry, None)
         entry.ref = None
 
+    def _welcome(self, entry: Entry) -> bool:
+        """Whether a connection that comes late, its worker given up, is wanted all the same.
+
+        Connecting may need longer than its own time-outs say, where a name has many addresses.
+        """
+        wanted = self.waiting or len(self.entries) < self.target
+        room = self.phase is Phase.OPEN and len(self.entries) < self.max_size
+        if not (wanted and room) or entry.began_at <= self.drained_at:
+            return False
+        entry.given_up = False
+        entry.place = OPENING
+        self.opening += 1
+        self.entries[entry] = None
+        return True
+
     def _keep_alive(self, now: float, effects: Effects) -> None:
-        """Have a query made on connections that were idle and unasked for long."""
+        """Have a query made on connections that were idle and unasked for long.
+
+        As many at a time as there are workers: the others stay ready for clients.
+        """
+        busy = sum(entry.place is SERVICE for entry in self.entries)
         for entry in list(self.idle):
-            asked_at = max(entry.idle_since, entry.seen_at) + self.keepalive_interval
-            if asked_at <= now:
+            ask_at = max(entry.idle_since, entry.seen_at) + self.keepalive_interval
+            if ask_at > now:
+                self._due_by(ask_at, effects)
+            elif busy < self.num_workers:
+                busy += 1
                 conn = self.recall(entry)
                 entry.chore = Chore.PING
                 self._order(entry, conn, effects)
             else:
-                self._due_by(asked_at, effects)
+                self._due_by(now + KEEPALIVE_PAUSE, effects)
 
     def _due_by(self, at: float, effects: Effects) -> None:
         if at < self.due and self.phase is not Phase.CLOSED:

@@ -16,6 +16,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ._core import Core, Phase
@@ -75,16 +76,16 @@ class Flows:
         Raises the pool's timeout error after `timeout` seconds; zero or less: only if one is
         ready now.
         """
-        arrived = self.runtime.now()
+        arrived, again = self.runtime.now(), conn is not None
         while True:
             if conn is None:
-                conn = await self._queue(arrived, timeout)
+                conn = await self._queue(arrived, timeout, again)
             entry = self.driver.entry(conn)
             if await self._is_good(entry, conn, arrived):
                 if self.core.max_uses:
                     self.core.use(entry)
                 return conn
-            conn = None
+            conn, again = None, True
 
     async def _is_good(self, entry: Entry, conn: Any, arrived: float) -> bool:
         """Whether a connection that was lent just now is alive, and passes the user's check."""
@@ -92,17 +93,23 @@ class Flows:
             return False
         return self.check is None or await self._passes(entry, conn, arrived)
 
-    async def _queue(self, arrived: float, timeout: float) -> Any:
-        """Wait in line for a connection, until `timeout` seconds after `arrived`."""
+    async def _queue(self, arrived: float, timeout: float, again: bool) -> Any:
+        """Wait in line for a connection, until `timeout` seconds after `arrived`.
+
+        A client that comes `again` has been given one that was no good.  It may have the next that
+        is idle even if its time is over, unless it has spent more than its time on checks.
+        """
         core, runtime = self.core, self.runtime
         waiter = runtime.waiter()
+        limit = max(timeout, core.action_timeout) if again else inf
         try:
             with runtime.lock:
                 now = runtime.now()
-                if now - arrived >= timeout and not (core.idle or core.eager):
+                ready = (core.idle or core.eager) and now - arrived < limit
+                if now - arrived >= timeout and not ready:
                     core.refuse()
                     raise core.refusals.timeout(core, timeout, now, waiter)
-                effects = core.enqueue(waiter, now, arrived + timeout)
+                effects = core.enqueue(waiter, now, arrived + timeout, again=again)
             self.carry_out(effects)
             patience: float | None = arrived + timeout - now
             while waiter not in effects.wake:
@@ -163,7 +170,8 @@ class Flows:
         try:
             usable = self.driver.usable(conn)
             worker = self.reset is not None or entry.chore is not Chore.RESET
-            if usable and not worker:
+            # Nobody would free a client of a closed pool; the server rolls back what is closed.
+            if usable and not worker and core.phase is not Phase.CLOSED:
                 await self._roll_back(entry, conn)
         except BaseException as error:
             with runtime.lock:
@@ -212,6 +220,7 @@ class Flows:
             lifeline.cut()
         for entry in effects.give_up:
             self.runtime.give_up(entry)
+            self._log("gave up a worker whose action did not end in time")
         if effects.alarm:
             self.runtime.alarm(self.core.due)
         for entry in _taken(self.core.leaked):
@@ -265,15 +274,13 @@ class Flows:
             self.carry_out(effects)
             if not isinstance(error, Exception):
                 raise
-            # A client that waits has the pool try ten times a second: an outage is a few lines.
-            level = logging.DEBUG if failures and not _is_rare(failures) else self.level
-            self._log("error connecting, %d in a row: %s", failures, _line(error), level=level)
+            self._log_failure(error, failures)
             return
         with runtime.lock:
             now, failures = runtime.now(), core.failures
             effects = core.opened(entry, conn, now - started, now, runtime.chance(), standby)
         self.carry_out(effects)
-        if failures and not core.failures:
+        if failures and not core.failures and core.phase is Phase.OPEN:
             self._log("connecting works again, after %d failed attempts", failures)
         if standby and _is_rare(core.demotions):
             logger.warning("%s: connected to a standby, looking for the primary", self.name)
@@ -485,16 +492,30 @@ class Flows:
         except BaseException:
             action.close()
             raise
-        in_time = False
+        in_time = True
         try:
-            await action
-        finally:
-            with self.runtime.lock:
-                in_time = core.disarm(entry, lifeline)
-            if lifeline is not None:
-                lifeline.close()
+            try:
+                await action
+            finally:
+                in_time = self._disarm(entry, lifeline)
+        except Exception as error:
+            if in_time:
+                raise
+            raise self._late(what) from error
         if not in_time:
-            raise TimeoutError(f"{what} took more than {core.action_timeout} s (action_timeout)")
+            raise self._late(what)
+
+    def _disarm(self, entry: Entry, lifeline: Any) -> bool:
+        """The work on a connection has ended; false if that was after its deadline."""
+        with self.runtime.lock:
+            in_time = self.core.disarm(entry, lifeline)
+        if lifeline is not None:
+            lifeline.close()
+        return in_time
+
+    def _late(self, what: str) -> TimeoutError:
+        seconds = self.core.action_timeout
+        return TimeoutError(f"{what} took more than {seconds} s (action_timeout) and was cut off")
 
     def _arm(self, entry: Entry, lifeline: Any, seconds: float) -> None:
         """Set the deadline for what is done now for an entry."""
@@ -511,6 +532,15 @@ class Flows:
                 f"connection left in status {self.driver.describe(conn)}{by}: discarded;"
                 " it must commit or roll back what it begins, or use autocommit"
             )
+
+    def _log_failure(self, error: Exception, failures: int) -> None:
+        """Tell of a failed attempt to connect, the last of so many in a row."""
+        if not self.core.retrying:  # then it is a client that is told
+            self._log("error connecting: %s", _line(error), level=min(self.level, logging.INFO))
+            return
+        # A client that waits has the pool try ten times a second: an outage is a few lines.
+        level = self.level if _is_rare(failures) else logging.DEBUG
+        self._log("error connecting, %d in a row: %s", failures, _line(error), level=level)
 
     def _report_leak(self, entry: Entry) -> None:
         """Name who dropped a connection, or its lease, without returning it."""

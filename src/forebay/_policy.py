@@ -19,6 +19,9 @@ PROBE_PATIENCE = 1.0
 #: Seconds for whoever is blocked to come back after the socket was shut down.
 GRACE = 1.0
 
+#: Seconds until more idle connections are asked, when as many are being asked as there are workers.
+KEEPALIVE_PAUSE = 0.1
+
 #: Seconds a callable `conninfo` or `kwargs` may take: it may have to ask somebody for a password.
 PARAMETERS_PATIENCE = 30.0
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
+from heapq import nsmallest
+from itertools import islice
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ._entry import LENT, OPENING
 from ._stacks import stack, stands_in
@@ -20,6 +24,11 @@ UNANSWERED = 1.0
 NAMED = 3
 #: Characters of an error that a message quotes.
 QUOTED = 300
+#: Waiting clients among whom holders are looked for.
+QUEUED = 100
+
+#: A lent connection: its holder, for how many seconds, the line that took it, whether as a lease.
+Lent: TypeAlias = tuple[Any, float, Any, bool]
 
 
 def detach(error: BaseException) -> None:
@@ -90,8 +99,13 @@ class PoolTimeoutMixin(Exception):
     """Other clients in the queue."""
     timeout: float | None = None
     """Seconds the client waited at most; `None` if it was refused before that."""
-    holders: tuple[Holding, ...] = ()
-    """Who has the lent connections, the longest first."""
+    _lent: tuple[Lent, ...] = ()
+
+    @cached_property
+    def holders(self) -> tuple[Holding, ...]:
+        """Who has the lent connections, the longest first."""
+        return tuple(_holding(lent) for lent in sorted(self._lent, key=_longest))
+
     suspects: tuple[str, ...] = ()
     """The names among the holders that wait for a further connection themselves."""
     last_error: BaseException | None = None
@@ -100,7 +114,8 @@ class PoolTimeoutMixin(Exception):
     """How many seconds ago that was."""
 
     def __reduce__(self) -> Any:
-        state = {**self.__dict__, "last_error": _portable(self.last_error)}
+        state = {**self.__dict__, "holders": self.holders, "_lent": ()}
+        state["last_error"] = _portable(self.last_error)
         return _restored, (type(self), self.args, state)
 
 
@@ -157,7 +172,7 @@ class Refusals:
         trouble = None if core.lent >= core.max_size else _trouble(core, now)
         if trouble is not None:
             facts["kind"] = "unreachable"
-        reasons = [trouble, _use(facts), _held(facts["holders"]), _suspicion(facts["suspects"])]
+        reasons = [trouble, _use(facts), _held(facts["_lent"]), _suspicion(facts["suspects"])]
         head = f"couldn't get a connection after {timeout:.2f} sec from pool {self._name!r}: "
         error = self._timeout(head + "; ".join(filter(None, reasons)))
         return _complete(error, facts, core.last_error if core.failures else None)
@@ -183,17 +198,22 @@ class Refusals:
         facts = self._facts(core, now)
         facts["kind"] = "deadlock"
         facts["waiting"] -= 1  # the others
-        facts["suspects"] = tuple(dict.fromkeys(h.name for h in facts["holders"]))
+        facts["suspects"] = tuple(dict.fromkeys(_name(lent[0]) for lent in facts["_lent"]))
         error = self._deadlock(
             f"couldn't get a connection from pool {self._name!r}, and nobody ever would: "
             f"{_use(facts)}, and each of their holders waits for one more"
-            f"; {_held(facts['holders'])}; use one connection for both purposes, return the first"
+            f"; {_held(facts['_lent'])}; use one connection for both purposes, return the first"
             " before asking for the second, or raise max_size"
         )
         return _complete(error, facts, None)
 
     def _facts(self, core: Core, now: float) -> dict[str, Any]:
-        lent = [entry for entry in [*core.entries] if entry.place is LENT]
+        """What errors tell; made under the pool's lock, so nothing here is turned into text."""
+        lent = tuple(
+            (entry.holder, now - entry.lent_at, entry.line, bool(entry.leased))
+            for entry in [*core.entries]
+            if entry.place is LENT
+        )
         age = None if core.last_error is None else max(0.0, now - core.failed_at)
         return {
             "kind": "exhausted",
@@ -204,7 +224,7 @@ class Refusals:
             "lent": len(lent),
             "opening": core.opening,
             "waiting": len(core.waiting),
-            "holders": tuple(_holding(e, now) for e in sorted(lent, key=lambda e: e.lent_at)),
+            "_lent": lent,
             "last_error": core.last_error,
             "last_error_age": age,
         }
@@ -218,10 +238,14 @@ def _complete(
     return error
 
 
-def _holding(entry: Entry, now: float) -> Holding:
-    since = max(0.0, now - entry.lent_at)
-    line = str(entry.line) if entry.line else None
-    return Holding(_name(entry.holder), since, line, bool(entry.leased), entry.holder)
+def _holding(lent: Lent) -> Holding:
+    holder, since, line, leased = lent
+    at = str(line) if line else None
+    return Holding(_name(holder), max(0.0, since), at, leased, holder)
+
+
+def _longest(lent: Lent) -> float:
+    return -lent[1]
 
 
 def _name(holder: Any) -> str:
@@ -230,15 +254,24 @@ def _name(holder: Any) -> str:
 
 
 def _inside(entry: Entry) -> bool:
-    conn = entry.ref and entry.ref()
-    return conn is not None and stands_in(entry.holder, conn)
+    conn: Any = entry.ref and entry.ref()
+    if conn is None or conn.closed:
+        return False  # its slot comes back with the next maintenance
+    return stands_in(entry.holder, conn)
 
 
 def _suspects(core: Core, client: Waiter | None) -> tuple[str, ...]:
-    """Who holds a connection and waits, or has waited, for a further one."""
-    clients = {waiter.holder for waiter in [*core.waiting]} | {client and client.holder}
-    holders = [entry.holder for entry in [*core.entries] if entry.place is LENT]
-    return tuple(dict.fromkeys(_name(h) for h in holders if h is not None and h in clients))
+    """Who holds a connection and waits, or has waited, for a further one.
+
+    Of a long queue its head is looked at: who is in a deadlock waits for the longest.
+    """
+    clients = Counter(waiter.holder for waiter in islice(core.waiting, QUEUED))
+    clients[client and client.holder] += 1
+    holders = Counter(entry.holder for entry in [*core.entries] if entry.place is LENT)
+    found = [h for h in holders if h is not None and h in clients]
+    # A task is known by its name, and tasks of one name may be many.
+    certain = [h for h in found if not isinstance(h, str) or holders[h] == clients[h] == 1]
+    return tuple(dict.fromkeys(map(_name, certain)))
 
 
 def _trouble(core: Core, now: float) -> str | None:
@@ -271,14 +304,16 @@ def _use(facts: dict[str, Any]) -> str:
     return ", ".join(words) + (f" (max_size={most})" if lent == most else "")
 
 
-def _held(holders: tuple[Holding, ...]) -> str | None:
+def _held(lent: tuple[Lent, ...]) -> str | None:
     """Who has had connections for the longest, as words."""
-    if not holders:
+    if not lent:
         return None
-    named = ", ".join(map(str, holders[:NAMED]))
-    more = f" and {len(holders) - NAMED} more" if len(holders) > NAMED else ""
-    hint = "" if any(h.line for h in holders) else " (record_lines=True would tell where)"
-    return f"held by {named}{more}{hint}"
+    longest = [_holding(each) for each in nsmallest(NAMED, lent, key=_longest)]
+    more = f" and {len(lent) - NAMED} more" if len(lent) > NAMED else ""
+    hint = (
+        "" if any(holding.line for holding in longest) else " (record_lines=True would tell where)"
+    )
+    return f"held by {', '.join(map(str, longest))}{more}{hint}"
 
 
 def _suspicion(suspects: tuple[str, ...]) -> str | None:

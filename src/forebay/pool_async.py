@@ -60,6 +60,8 @@ class Nobody:
 
 
 NOBODY = Nobody()
+#: No thread's id.
+NO_THREAD = -1
 
 
 class AsyncLease(Generic[ACT]):
@@ -452,7 +454,7 @@ class AsyncConnectionPool(Door, Generic[ACT]):
 
     def _start_afresh(self) -> None:
         super()._start_afresh()
-        self._loop, self._thread = None, get_ident()
+        self._loop, self._thread = None, NO_THREAD  # the next use tells
 
     async def _acquire(self, conn: Any, timeout: float | None) -> Any:
         """Do what `getconn()` could not do at once."""
