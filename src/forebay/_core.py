@@ -319,6 +319,8 @@ class Core:
         if waiter in self.waiting:
             self.requests_queued += 1
             self._break_deadlock(waiter, now, effects)
+            if self.forsaken:
+                self._due_by(now, effects)
         return effects
 
     def doubtful(self, entry: Entry) -> bool:

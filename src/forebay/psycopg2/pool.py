@@ -207,7 +207,8 @@ class AbstractConnectionPool:
         self._core = renewed_core(self._core)
         self._flows = renewed_flows(self._flows, self._core, self._new_runtime())
         self._lock = self._flows.runtime.lock
-        self._is_inside = self._flows.runtime.lock._is_owned
+        lock: Any = self._lock
+        self._is_inside = lock._is_owned
         self._used, self._rused = {}, {}
 
     @property
