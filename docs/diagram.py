@@ -246,8 +246,10 @@ class Play:
             if held is not None:
                 self.held[entry] = held
             return None
-        held = self.held.pop(entry)
-        error = OSError()
+        return self._end_of_hold(event, entry, self.held.pop(entry))
+
+    def _end_of_hold(self, event: str, entry: Any, held: Any) -> Any:
+        core, error = self.core, OSError()
         if event == "opened":
             return core.opened(entry, Thing(), 0.0, self.now, 0.5)
         if event == "open_failed":
@@ -268,7 +270,8 @@ class Play:
         return getattr(core, event)(entry, held, self.now)
 
     _begin = _recall = _opened = _open_failed = _configure_failed = _check_failed = _entry_event
-    _checkin = _recycle = _retake = _serviced = _discard = _reclaim = _retired = _drop = _entry_event
+    _checkin = _recycle = _retake = _serviced = _discard = _reclaim = _entry_event
+    _retired = _drop = _entry_event
 
     def state(self) -> tuple[Any, ...]:
         """What matters for what may happen next."""
