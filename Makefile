@@ -12,7 +12,7 @@ export PIP_ROOT_USER_ACTION = ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format bench docs faults mutants model matrix lowest dist clean
+.PHONY: help demo test lint types format bench docs faults soak mutants model matrix lowest dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -49,6 +49,9 @@ docs: $(VENV)/.docs ## the reference of the public names, in build/docs
 
 faults: $(VENV)/.faults ## the fault lab: forebay and its peers under faults, for docs/reliability.md
 	@$(BIN)/python -m tests.faults --write $(FAULTS_ARGS)
+
+soak: $(VENV)/.dev ## random faults, and nothing is lost: 10 minutes (SOAK_ARGS="--seed 7")
+	@$(BIN)/python -m tests.faults.soak $(SOAK_ARGS)
 
 model: $(VENV)/.dev ## visit every reachable state of the pool within the bounds
 	@$(BIN)/python -m tests.model $(MODEL_ARGS)

@@ -162,7 +162,11 @@ class Play:
     """A core, and everything that has been given out for its entries."""
 
     def __init__(self, **sizes: Any) -> None:
-        limits = {"max_lifetime": HOUR, "bypass_window": inf, "keepalive_interval": HOUR / 2}
+        limits: dict[str, Any] = {
+            "max_lifetime": HOUR,
+            "bypass_window": inf,
+            "keepalive_interval": HOUR / 2,
+        }
         self.core = Core(Refusals(), backoff=Backoff(0.01, 1, 0.01), **limits, **sizes)
         self.core.entries = TracedEntries(self.core)
         self.core.retiring = TracedRetiring()

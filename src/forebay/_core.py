@@ -519,7 +519,7 @@ class Core:
         standby: bool | None = None,
     ) -> Effects:
         """A permit has become a connection, in `took` seconds, to a primary or a `standby`."""
-        if entry.given_up and not self._welcome(entry):
+        if entry.given_up and not self._welcome(entry, conn):
             return self._strayed(entry, conn)
         self._expect(entry, OPENING)
         effects = Effects()
@@ -588,6 +588,7 @@ class Core:
             return effects
         self.phase = Phase.CLOSED
         self.due = inf
+        self.reported.clear()
         self.audit(now, effects)  # closing again completes a close that was interrupted
         for entry in [e for e in self.entries if e.place is OPENING and e.ordered]:
             self._forget(entry)
@@ -1047,7 +1048,7 @@ class Core:
         self.retiring.pop(entry, None)
         entry.ref = None
 
-    def _welcome(self, entry: Entry) -> bool:
+    def _welcome(self, entry: Entry, conn: Any) -> bool:
         """Whether a connection that comes late, its worker given up, is wanted all the same.
 
         Connecting may need longer than its own time-outs say, where a name has many addresses.
@@ -1056,6 +1057,7 @@ class Core:
         room = self.phase is Phase.OPEN and len(self.entries) < self.max_size
         if not (wanted and room) or entry.began_at <= self.drained_at:
             return False
+        entry.ref = Held.watch(conn, entry, self.lost)  # first: it may be dropped at any moment
         entry.given_up = False
         entry.place = OPENING
         self.opening += 1

@@ -156,6 +156,7 @@ class Flows:
                 )
             self.carry_out(effects)
             if not isinstance(error, Exception):
+                del kept  # else the frame and the error's traceback are a circle that keeps `conn`
                 raise
             detach(kept)
             logger.info("%s: check failed on %s: %s", self.name, str(conn), error)
@@ -273,6 +274,7 @@ class Flows:
                 detach(kept)  # before a client is woken that may raise it
             self.carry_out(effects)
             if not isinstance(error, Exception):
+                del kept  # as in _passes()
                 raise
             self._log_failure(error, failures)
             return

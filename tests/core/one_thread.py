@@ -65,11 +65,11 @@ class Stage:
                 self.current = before
                 thread.alive = False
 
-    def settle(self, pool: Any, rounds: int = 8) -> None:
+    def settle(self, pool: Any, rounds: int = 4) -> None:
         """Let time pass, maintenance run and workers work until nothing is left to do."""
         for _ in range(rounds):
             self.play()
-            self.clock.advance(1.0)
+            self.clock.advance(2.0)
             pool._flows.maintain()
         self.play()
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dis
 import gc
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -16,11 +18,16 @@ import forebay
 from forebay import PoolTimeout
 
 HOME = str(Path(forebay.__file__).parent)
-NOT_THE_POOL = ("testing.py", "drivers/__init__.py")
+#: What only computes, or talks to the server: it has no state that could be left half changed.
+NOT_THE_POOL = ("testing.py", "_stacks.py", "errors.py")
 
 #: Loops of the pool's own threads: signal handlers run in the main thread only.
 #: What these loops call is interrupted all the same.
-LOOPS = frozenset({"Lane._work", "Lane._next", "Lane._run", "Maintenance._run"})
+LOOPS = frozenset({"Lane._work", "Lane._next", "Lane.run", "Maintenance._run"})
+
+
+#: Whether to interrupt at each opcode, and not just where the interpreter runs signal handlers.
+EVERY_OPCODE = "FOREBAY_EVERY_OPCODE" in os.environ
 
 
 class Interrupted(BaseException):
@@ -40,15 +47,18 @@ class Interrupter:
         """Run `action`; what it is interrupted by ends here."""
         # A worker that was interrupted goes on with its next job; its client may wait in vain.
         late = (PoolTimeout,) if self.at else ()
+        # What interrupts a finalizer is not raised but shown, with all that its frame holds.
+        shown, sys.unraisablehook = sys.unraisablehook, lambda _: None
         gc.disable()  # what the run before has left may be collected, but not interrupted
         try:
             with suppress(Interrupted, *late), _watched(self._reach):
                 action()
         finally:
             gc.enable()
+            sys.unraisablehook = shown
 
     def _reach(self, code: CodeType, offset: int) -> None:
-        if offset in _leaving(code) or self.count == self.at:
+        if offset not in _places(code) or self.count == self.at:
             return
         self.count += 1
         self.where = (code.co_qualname, offset)
@@ -109,8 +119,30 @@ else:
 def _of_the_pool(code: CodeType) -> bool:
     name = code.co_filename
     return (
-        name.startswith(HOME) and not name.endswith(NOT_THE_POOL) and code.co_qualname not in LOOPS
+        name.startswith(HOME)
+        and not name.endswith(NOT_THE_POOL)
+        and "drivers" not in Path(name).parts
+        and code.co_qualname not in LOOPS
     )
+
+
+def _steps(code: CodeType) -> list[dis.Instruction]:
+    return [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
+
+
+@cache
+def _places(code: CodeType) -> frozenset[int]:
+    """The opcodes before which an exception is raised."""
+    steps = _steps(code)
+    found = {step.offset for step in steps}
+    if not EVERY_OPCODE:
+        found = {i.offset for before, i in pairwise(steps) if _runs_handlers(before.opname)}
+        found |= {i.argval for i in steps if "JUMP_BACKWARD" in i.opname}
+    return frozenset(found - _leaving(code))
+
+
+def _runs_handlers(opname: str) -> bool:
+    return opname == "RESUME" or opname.startswith("CALL")
 
 
 @cache
@@ -121,7 +153,7 @@ def _leaving(code: CodeType) -> frozenset[int]:
     has returned, so never between the end of a `with` block and its `__exit__`, or while it
     forgets the exception that was handled.
     """
-    steps = [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
+    steps = _steps(code)
     found: set[int] = set()
     for n, step in enumerate(steps):
         if step.opname == "PUSH_EXC_INFO":

@@ -20,7 +20,8 @@ from forebay.testing import FakeDriver, ManualClock, fake_pool
 
 def core(**options: Any) -> Core:
     """An open core on its own, whose time is a number."""
-    made = Core(FakeDriver().refusals("hard"), **{"min_size": 1, "max_size": 4, "bypass_window": inf, **options})
+    sizes = {"min_size": 1, "max_size": 4, "bypass_window": inf}
+    made = Core(FakeDriver().refusals("hard"), **{**sizes, **options})
     made.open(0.0)
     return made
 

@@ -1,4 +1,4 @@
-"""An exception at every opcode of every transition, door and effect; then everything heals."""
+"""An exception anywhere in every transition, door and effect; then everything heals."""
 
 # ruff: noqa: D103 - the name of a scenario says what it is about
 
@@ -18,6 +18,7 @@ import pytest
 
 from forebay import NullConnectionPool, PoolTimeout
 from forebay._core import Core, Phase
+from forebay._entry import Chore
 
 from .invariants import violations
 from .one_thread import Stage
@@ -367,6 +368,216 @@ def a_null_pool_cannot_connect(stage: Stage) -> tuple[Any, Action]:
     return pool, quietly(pool.getconn)
 
 
+# Dead connections, and servers that do not answer ----------------------------------------------
+
+
+def dies_idle(pool: Any, *which: int) -> None:
+    """Have the server end the sessions of idle connections."""
+    for at in which:
+        pool._core.idle[at].conn.lose()
+
+
+@scenario
+def a_client_looks_at_a_connection_that_was_idle_for_long(stage: Stage) -> Made:
+    pool = filled(stage)
+    stage.clock.advance(10.0)
+    return pool, pool.getconn
+
+
+@scenario
+def a_client_finds_that_its_connection_is_dead(stage: Stage) -> Made:
+    pool = filled(stage)
+    stage.clock.advance(10.0)
+    dies_idle(pool, -1)
+    return pool, then(pool.getconn, stage.play)
+
+
+@scenario
+def a_pool_finds_dead_connections(stage: Stage) -> Made:
+    pool = filled(stage, min_size=2)
+    dies_idle(pool, 0)
+    return pool, then(lambda: pool._flows.maintain(), stage.play)
+
+
+@scenario
+def a_pool_keeps_connections_alive(stage: Stage) -> Made:
+    pool = filled(stage, min_size=2, keepalive_interval=30.0)
+    stage.clock.advance(31.0)
+    return pool, then(lambda: pool._flows.maintain(), stage.play)
+
+
+@scenario
+def a_reset_takes_too_long(stage: Stage) -> Made:
+    def reset(_: Any) -> None:
+        for _ in range(2):
+            stage.clock.advance(5.0)
+            pool._flows.maintain()
+
+    pool = filled(stage, min_size=1, reset=reset)
+    lent = [pool.getconn()]
+    return pool, then(lambda: pool.putconn(lent.pop()), stage.play)
+
+
+@scenario
+def a_connection_opens_too_late(stage: Stage) -> Made:
+    def conninfo() -> str:
+        if pool:
+            stage.clock.advance(40.0)
+            pool.pop()._flows.maintain()
+        return ""
+
+    pool: list[Any] = []
+    made = stage.pool(min_size=1, conninfo=conninfo)
+    pool.append(made)
+    return made, stage.play
+
+
+@scenario
+def a_connection_fails_too_late(stage: Stage) -> Made:
+    def configure(_: Any) -> None:
+        if pool:
+            for late in pool.pop():
+                stage.clock.advance(5.0)
+                late._flows.maintain()
+            failing()
+
+    pool: list[Any] = []
+    made = stage.pool(min_size=1, configure=configure)
+    pool.append([made] * 2)
+    return made, stage.play
+
+
+@scenario
+def a_check_takes_too_long(stage: Stage) -> Made:
+    def check(_: Any) -> None:
+        if pool:
+            stage.clock.advance(3.5)
+            pool.pop()._flows.maintain()
+
+    pool: list[Any] = []
+    made = filled(stage, min_size=1, check=check)
+    pool.append(made)
+    stage.clock.advance(1.0)  # else it would be a new connection that fails
+    stage.meanwhile = [stage.play] * 3
+    return made, then(made.getconn, stage.play)
+
+
+# Uses, leases and holders --------------------------------------------------------------------
+
+
+@scenario
+def a_connection_is_used_for_the_last_time(stage: Stage) -> Made:
+    pool = filled(stage, max_uses=1)
+    return pool, then(lambda: pool.putconn(pool.getconn()), stage.play)
+
+
+@scenario
+def a_lease_is_dropped_and_its_connection_is_not(stage: Stage) -> Made:
+    pool = filled(stage)
+    leases = [pool.connection()]
+    kept = [leases[0].__enter__()]
+    return pool, then(lambda: kept and leases.clear(), pool._flows.maintain, stage.play)
+
+
+@scenario
+def a_lease_is_dropped_in_a_transaction(stage: Stage) -> Made:
+    pool = filled(stage, reset=lambda conn: conn.rollback())
+    leases = [pool.connection()]
+    kept = [leases[0].__enter__().execute("SELECT 1")]
+    return pool, then(lambda: kept and leases.clear(), pool._flows.maintain, stage.play)
+
+
+@scenario
+def a_connection_is_returned_inside_its_lease(stage: Stage) -> Made:
+    pool = filled(stage)
+
+    def act() -> None:
+        with pool.connection() as conn:
+            pool.putconn(conn)
+
+    return pool, quietly(act)  # interrupted half-way, it cannot be returned once more
+
+
+@scenario
+def a_client_asks_for_a_connection_while_it_holds_the_only_one(stage: Stage) -> Made:
+    pool = filled(stage, min_size=1)
+
+    def act() -> None:
+        with pool.connection() as outer, pool.connection() as inner:
+            assert outer is not inner
+
+    return pool, quietly(act)
+
+
+@scenario
+def a_connection_is_lent_for_too_long(stage: Stage) -> Made:
+    pool = filled(stage, leak_threshold=10.0)
+    lent = [pool.getconn()]
+    stage.clock.advance(11.0)
+    return pool, then(
+        lambda: pool._flows.maintain(),
+        lambda: pool.putconn(lent.pop()),
+        lambda: pool._flows.maintain(),
+    )
+
+
+# What a failed attempt means, and standbys ---------------------------------------------------
+
+
+def refused_by(text: str, times: int) -> Scenario:
+    """A client waits while the server answers each attempt by an error."""
+
+    def make(stage: Stage) -> Made:
+        stage.driver.refuse(psycopg.OperationalError(text), times)
+        pool = filled(stage, min_size=0, max_size=1, conninfo=lambda: "")
+        stage.meanwhile = [stage.play] * 3
+        return pool, quietly(lambda: pool.getconn(1.0))
+
+    return make
+
+
+@scenario
+def a_client_is_rejected(stage: Stage) -> Made:
+    return refused_by('connection failed: FATAL:  database "x" does not exist', 1)(stage)
+
+
+@scenario
+def a_server_is_crowded(stage: Stage) -> Made:
+    return refused_by("connection failed: FATAL:  sorry, too many clients already", 1)(stage)
+
+
+@scenario
+def credentials_are_wrong_once(stage: Stage) -> Made:
+    text = 'connection failed: FATAL:  password authentication failed for user "x"'
+    return refused_by(text, 1)(stage)
+
+
+@scenario
+def a_pool_connects_to_a_standby(stage: Stage) -> Made:
+    attempts: list[object] = []
+
+    def configure(conn: Any) -> None:
+        attempts.append(conn.number)
+        conn.standby = len(attempts) < 2
+
+    pool = stage.pool(min_size=1, conninfo="target_session_attrs=read-write", configure=configure)
+    stage.play()
+
+    stage.clock.advance(5.0)
+    return pool, then(lambda: pool._flows.maintain(), stage.play)
+
+
+@scenario
+def a_primary_becomes_a_standby(stage: Stage) -> Made:
+    pool = filled(stage)
+    conn = pool.getconn()
+    pool._flows.driver.entry(conn).chore = Chore.ROLE
+    conn.in_recovery = True
+    lent = [conn]
+    del conn
+    return pool, then(lambda: pool.putconn(lent.pop()), stage.play)
+
+
 # The pool ------------------------------------------------------------------------------------
 
 
@@ -586,7 +797,12 @@ def serve(stage: Stage, pool: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_pool_heals_from_an_exception_at_any_opcode(name: str) -> None:
-    """Whatever is interrupted wherever, afterwards nothing is lost and everybody is served."""
+    """Whatever is interrupted wherever, afterwards nothing is lost and everybody is served.
+
+    Interrupted is wherever the interpreter runs signal handlers: at the start of a function, after
+    each call and at each jump backwards; with FOREBAY_EVERY_OPCODE set, before each opcode.
+    """
+    interrupt(SCENARIOS[name], None)  # fills what remembers, for what comes is counted
     counted, wrong = interrupt(SCENARIOS[name], None)
     assert not wrong
     assert counted.count > 0

@@ -17,6 +17,7 @@ from forebay._core import Core
 from forebay._entry import IDLE, LENT, OPENING, RETIRED, SERVICE, Effects, Entry
 from forebay.errors import PoolClosedMixin, PoolTimeoutMixin, Refusals, TooManyRequestsMixin
 
+from . import opcodes
 from .invariants import violations
 from .opcodes import Interrupter
 from .test_random import Client
@@ -175,7 +176,12 @@ def test_the_common_path_builds_no_object() -> None:
     entry = core.idle[0]
     returned: list[object] = []
     interrupter = Interrupter()
-    with mock.patch.object(_core, "Effects", side_effect=AssertionError("an Effects is made")):
+    with (
+        mock.patch.object(_core, "Effects", side_effect=AssertionError("an Effects is made")),
+        mock.patch.object(
+            opcodes, "_places", lambda code: {i.offset for i in dis.get_instructions(code)}
+        ),
+    ):
         interrupter.run(lambda: returned.append(core.checkin(entry, core.checkout(NOW), NOW)))
     assert returned == [None]
     run = {function for function, _ in interrupter.seen}

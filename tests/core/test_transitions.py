@@ -13,9 +13,22 @@ from typing import Any
 import pytest
 
 from forebay._core import ALL, Core, Phase
-from forebay._entry import EVICTED, IDLE, LENT, OPENING, RETIRED, SERVICE, Effects, Entry, Held
+from forebay._entry import (
+    EVICTED,
+    IDLE,
+    LENT,
+    OPENING,
+    RETIRED,
+    SERVICE,
+    Chore,
+    Effects,
+    Entry,
+    Held,
+    Hold,
+    Verdict,
+)
 from forebay._policy import Backoff, growth
-from forebay.errors import PoolClosedMixin, TooManyRequestsMixin
+from forebay.errors import PoolClosedMixin, PoolRejectedMixin, TooManyRequestsMixin
 
 from .test_random import Client
 from .test_rules import NOW, Conn, filled, make
@@ -936,6 +949,7 @@ ENDING_IN_BALANCE: dict[str, Callable[[Core, float], Effects | None]] = {
     "serviced": lambda core, now: core.serviced(*in_service(core), now),
     "discard": lambda core, now: core.discard(*lent(core), now),
     "check_failed": lambda core, now: core.check_failed(*lent(core), OSError(), inf, now, 0.0),
+    "demoted": lambda core, now: core.demoted(now, 0.0),
     "opened": an_opening,
     "open_failed": a_failing,
     "open": lambda core, now: core.open(now),
@@ -957,7 +971,7 @@ def test_a_transition_sees_to_it_that_a_failed_attempt_is_repeated(name: str) ->
     core.retry_at, core.failed_at, core.due = NOW + 0.25, NOW + 0.25, inf
     effects = ENDING_IN_BALANCE[name](core, NOW + 0.125)
     assert isinstance(effects, Effects)
-    assert core.due == NOW + 0.25
+    assert core.due == NOW + (0.125 if name == "discard" else 0.25)  # which looks at others now
     assert effects.alarm is (name != "maintain")  # which is awake itself
 
 
@@ -1460,3 +1474,820 @@ def test_the_time_of_a_lease_counts_if_its_connection_is_discarded() -> None:
     core.discard(entry, conn, NOW + 2)
     assert gains.since() == {"returns_bad": 1, "usage_time": 2}
     assert entry.leased is None
+
+
+# Dead connections ----------------------------------------------------------------------------
+
+
+def test_a_connection_is_lent_unseen_up_to_the_end_of_the_window() -> None:
+    """A moment later the client must queue for it, and it must be looked at."""
+    core = filled(min_size=1, bypass_window=0.5)
+    (entry,) = core.idle
+    assert core.checkout(NOW + 0.75) is None
+    assert (entry.place, list(core.idle), core.requests_num) == (IDLE, [entry], 1)
+    conn = core.checkout(NOW + 0.5, "me")
+    assert (conn is not None, entry.holder, entry.lent_at) == (True, "me", NOW + 0.5)
+    assert not core.doubtful(entry)
+    core.checkin(entry, conn, NOW + 1)
+    client: Any = Client()
+    client.holder = "you"
+    core.enqueue(client, NOW + 2, NOW + 9)
+    assert (client.conn, client.since, client.deadline) == (conn, NOW + 2, NOW + 9)
+    assert (entry.holder, core.doubtful(entry)) == ("you", True)
+
+
+def test_a_connection_that_is_not_lent_goes_back_to_its_place() -> None:
+    """To the right end where the latest is lent first, else to the left one."""
+    for lifo in (True, False):
+        core = filled(min_size=3, max_size=3, lifo=lifo, bypass_window=0.5)
+        before = list(core.idle)
+        assert core.checkout(NOW + 1) is None
+        assert list(core.idle) == before
+
+
+def test_a_connection_found_dead_makes_all_others_suspicious() -> None:
+    """Until maintenance, which is due now, has looked at them."""
+    core = filled(max_size=2, min_size=2, bypass_window=5.0)
+    entry, conn = lent(core)
+    gains = Gains(core)
+    effects = core.discard(entry, conn, NOW + 0.5, lost=True)
+    assert gains.since() == {"connections_lost": 1}
+    assert (core.suspicious, core.bypass, core.due) == (True, -1.0, NOW + 0.5)
+    assert effects.alarm is True
+    assert core.checkout(NOW + 1) is None  # whatever the window is
+    core.maintain(NOW + 1)
+    assert (core.bypass, core.due) == (-1.0, NOW + 1)
+    idle = [(each, each.conn) for each in core.idle]
+    assert core.snapshot() == idle
+    assert (core.suspicious, core.bypass) == (False, -1.0)
+    core.maintain(NOW + 1)
+    assert (core.bypass, core.due) == (5.0, NOW + 2)
+    assert core.checkout(NOW + 1) is not None
+
+
+def test_a_new_core_suspects_nobody() -> None:
+    """Its window is the one it was given; there are no limits that were not asked for."""
+    core = make(bypass_window=0.25)
+    assert (core.suspicious, core.bypass, core.crowded, core.refused) == (False, 0.25, False, False)
+    assert (core.probed_at, core.writable, core.demotions) == (0.0, None, 0)
+    assert (list(core.forsaken), list(core.leaked), core.reported) == ([], [], {})
+    assert core.demoted_until == 0.0
+    plain = Core(core.refusals, min_size=1, max_size=1)
+    limits = (plain.bypass_window, plain.keepalive_interval, plain.max_uses)
+    assert limits == (0.05, 0.0, 0)
+    assert (plain.action_timeout, plain.leak_threshold, plain.fresh) == (3.0, 0.0, False)
+
+
+def test_the_limits_of_a_core_are_those_it_was_given() -> None:
+    """None is mixed up with another."""
+    options: dict[str, Any] = {
+        "bypass_window": 1.0,
+        "keepalive_interval": 2.0,
+        "max_uses": 3,
+        "action_timeout": 4.0,
+        "leak_threshold": 5.0,
+        "fresh": True,
+    }
+    core = make(**options)
+    assert {name: getattr(core, name) for name in options} == options
+
+
+def test_a_look_is_no_use_of_a_connection() -> None:
+    """What is put back unused has been idle since before; but its server has answered."""
+    core = filled()
+    entry = core.idle[-1]
+    conn = core.recall(entry)
+    assert entry.place is SERVICE
+    core.serviced(entry, conn, NOW + 5)
+    assert is_idle(core, entry, conn, NOW)
+    assert entry.seen_at == NOW + 5
+
+
+def test_idle_connections_are_asked_in_turn_when_they_were_silent_for_long() -> None:
+    """Each when its interval is over since its last use or its last answer."""
+    core = filled(min_size=3, max_size=3, keepalive_interval=30.0)
+    used, seen, silent = core.idle
+    used.idle_since = NOW + 10
+    seen.seen_at = NOW + 20
+    conn = silent.conn
+    core.maintain(NOW + 29.5)
+    assert (len(core.idle), core.due) == (3, NOW + 30)
+    effects = core.maintain(NOW + 30)
+    assert effects.start == [silent]
+    assert (silent.place, silent.chore, silent.conn, silent.ordered) == (
+        (SERVICE, Chore.PING, conn, True)
+    )
+    assert list(core.idle) == [used, seen]
+    core.maintain(NOW + 39.5)
+    assert core.due == NOW + 40
+    held = core.begin(silent, NOW + 39.5)
+    core.serviced(silent, held, NOW + 39.5)
+    assert (silent.chore, silent.idle_since) == (Chore.RESET, NOW)
+
+
+def test_nobody_is_asked_where_no_interval_is_set() -> None:
+    """However long it was idle."""
+    core = filled()
+    assert core.maintain(NOW + 500).start == []
+
+
+# Uses ------------------------------------------------------------------------------------------
+
+
+def test_the_last_use_of_a_connection_is_counted() -> None:
+    """It is retired when it comes back, not before."""
+    core = filled(max_uses=2)
+    entry, conn = lent(core)
+    core.use(entry)
+    assert (entry.uses, entry.expires_at) == (1, NOW + 3600)
+    core.checkin(entry, conn, NOW)
+    core.checkout(NOW)
+    core.use(entry)
+    assert (entry.uses, entry.expires_at, entry.place) == (2, EVICTED, LENT)
+    assert is_retired(core, entry, conn, core.checkin(entry, conn, NOW))
+
+
+# Leases that are dropped ---------------------------------------------------------------------
+
+
+def leased(core: Core) -> tuple[Entry, Any]:
+    """Lend a connection to a block."""
+    entry, conn = lent(core)
+    entry.leased = "me"
+    return entry, conn
+
+
+def test_a_connection_whose_lease_was_dropped_goes_into_service_once() -> None:
+    """Whatever a worker was to do with it, it is reset; its use has ended."""
+    core = filled()
+    entry, conn = leased(core)
+    entry.chore = Chore.ROLE
+    gains = Gains(core)
+    effects = core.retake(entry, conn, entry.lent_at, NOW + 2)
+    assert effects is not None
+    assert (effects.start, entry.place, entry.chore) == ([entry], SERVICE, Chore.RESET)
+    assert entry.conn is conn
+    assert gains.since() == {"usage_time": 2}
+    assert core.retake(entry, conn, entry.lent_at, NOW + 2) is None
+
+
+def test_a_connection_that_was_returned_is_not_taken_from_its_next_holder() -> None:
+    """Neither from one with a lease, nor from one without, nor out of the pool."""
+    core = filled(min_size=1)
+    entry, conn = leased(core)
+    before = entry.lent_at
+    core.checkin(entry, conn, NOW + 1)
+    assert core.retake(entry, conn, before, NOW + 1) is None
+    core.checkout(float(str(before)))
+    entry.leased = "you"
+    assert (before == entry.lent_at, core.retake(entry, conn, before, NOW + 1)) == (True, None)
+    entry.leased = None
+    assert core.retake(entry, conn, entry.lent_at, NOW + 1) is None
+    assert entry.place is LENT
+
+
+def test_a_dropped_lease_of_a_reclaimed_connection_has_it_closed() -> None:
+    """Its slot was given back before; while it is closed already, nothing is done."""
+    core = filled()
+    entry, conn = leased(core)
+    core.reclaim(entry, NOW)
+    assert is_retired(core, entry, conn, core.retake(entry, conn, entry.lent_at, NOW))
+    assert core.retake(entry, conn, entry.lent_at, NOW) is None
+
+
+def test_what_a_client_drops_is_listed_to_be_reported() -> None:
+    """Not what a worker drops."""
+    core = filled(min_size=2)
+    entry = lent(core)[0]
+    worker = in_service(core)[0]
+    core.fill(0, NOW)
+    assert list(core.leaked) == [entry]
+    assert worker not in core.entries
+
+
+def test_what_is_lent_for_too_long_is_told_once_and_again_when_it_has_ended() -> None:
+    """At the threshold, not before; with the holder, the moment and the line."""
+    core = filled(min_size=2, max_size=2, leak_threshold=5.0)
+    entry, conn = lent(core, NOW + 1)
+    entry.holder, entry.line = "me", "here"
+    assert core.overheld(NOW + 5) == ([], [])
+    hold = Hold("me", NOW + 1, "here")
+    assert core.overheld(NOW + 6) == ([hold], [])
+    assert core.overheld(NOW + 7) == ([], [])
+    core.checkin(entry, conn, NOW + 8)
+    assert core.overheld(NOW + 8) == ([], [hold])
+    assert core.overheld(NOW + 8) == ([], [])
+
+
+def test_a_connection_that_was_lent_again_has_come_back_before() -> None:
+    """Though it is lent now, and perhaps for too long again."""
+    core = filled(min_size=1, leak_threshold=5.0)
+    entry, conn = lent(core)
+    (first,) = core.overheld(NOW + 5)[0]
+    core.checkin(entry, conn, NOW + 6)
+    core.checkout(NOW + 6)
+    assert core.overheld(NOW + 10) == ([], [first])
+    assert [hold.since for hold in core.overheld(NOW + 11)[0]] == [NOW + 6]
+
+
+def test_nothing_is_told_where_there_is_no_threshold() -> None:
+    """A lent connection is lent."""
+    core = filled()
+    lent(core)
+    assert core.overheld(NOW + 9999) == ([], [])
+
+
+# Deadlines -------------------------------------------------------------------------------------
+
+
+def test_who_begins_has_the_time_for_one_action() -> None:
+    """From the moment at which it begins."""
+    core = make(min_size=1, action_timeout=4.0)
+    core.open(NOW)
+    entry = permit(core)
+    held = core.begin(entry, NOW + 1)
+    assert (entry.began_at, entry.deadline, held is None) == (NOW + 1, NOW + 5, False)
+    assert core.opened(entry, Conn(), 0.0, NOW + 2, 0.0) is not None
+    assert entry.deadline == inf
+
+
+def test_a_failed_attempt_has_no_deadline_any_more() -> None:
+    """Nor does what is ordered and not begun."""
+    for conn in (None, Conn()):
+        core = make(min_size=1)
+        core.open(NOW)
+        entry = permit(core)
+        held = core.begin(entry, NOW)
+        core.open_failed(entry, conn, OSError(), NOW, 0.0)
+        assert (entry.deadline, held is None) == (inf, False)
+    entry, conn = lent(filled())
+    entry.deadline = 5.0
+    filled().recycle(entry, conn, NOW)
+    assert entry.deadline == inf
+
+
+def test_the_alarm_is_set_for_a_deadline_before_the_next_maintenance() -> None:
+    """Not for a later one, nor in a pool that is not open."""
+    core = filled()
+    entry, line = core.idle[-1], object()
+    core.due = NOW + 1
+    assert core.arm(entry, line, NOW + 1) is False
+    assert core.arm(entry, line, NOW + 0.5) is True
+    assert (entry.lifeline, entry.deadline, core.due) == (line, NOW + 0.5, NOW + 0.5)
+    core.close(NOW)
+    assert core.arm(entry, line, NOW) is False
+    assert core.due == inf
+
+
+def test_an_action_is_in_time_while_nobody_has_cut_it() -> None:
+    """Whoever has cut it has taken the lifeline."""
+    core = filled()
+    entry, line = core.idle[-1], object()
+    core.arm(entry, line, NOW + 1)
+    assert core.disarm(entry, line) is True
+    assert (entry.lifeline, entry.deadline) == (None, inf)
+    assert core.disarm(entry, line) is False
+
+
+def test_an_action_that_is_overdue_is_cut_and_a_second_later_given_up() -> None:
+    """The connection is not kept, the worker not waited for, and the slot free."""
+    core = filled(min_size=1)
+    entry, conn = in_service(core)
+    core.arm(entry, line := object(), NOW + 2)
+    assert core.maintain(NOW + 1.5).cut == []
+    assert core.due == NOW + 2
+    effects = core.maintain(NOW + 2)
+    assert (effects.cut, effects.give_up, effects.start) == ([line], [], [])
+    assert (entry.lifeline, entry.deadline, entry.expires_at) == (None, NOW + 3, EVICTED)
+    assert core.disarm(entry, line) is False
+    entry.deadline = NOW + 3
+    gains = Gains(core)
+    effects = core.maintain(NOW + 3)
+    assert (effects.cut, effects.give_up) == ([], [entry])
+    assert gains.since() == {"returns_bad": 1}
+    assert (entry.given_up, entry.place, entry.ref, entry.deadline) == (True, RETIRED, None, inf)
+    assert entry not in core.entries
+    assert places(effects) == [OPENING]  # another one in its place
+    assert is_retired(core, entry, conn, core.serviced(entry, conn, NOW + 4))
+
+
+def test_an_attempt_that_is_overdue_is_given_up_as_a_failure() -> None:
+    """What it brings late is closed; nothing is counted twice."""
+    core = make(min_size=1, backoff=Backoff(1.0), reconnect_timeout=0.0)
+    core.open(NOW)
+    entry = permit(core)
+    held = core.begin(entry, NOW)
+    gains = Gains(core)
+    effects = core.maintain(NOW + 3, 0.75)
+    assert (effects.give_up, effects.gave_up) == ([entry], True)
+    assert gains.since() == {"connections_errors": 1}
+    assert (core.failures, core.failed_at, core.retry_at) == (1, NOW + 3, NOW + 3.75)
+    assert str(core.last_error) == "an attempt to connect, or its callback, did not end in time"
+    assert (core.opening, len(core.entries), entry.given_up) == (0, 0, True)
+    assert core.open_failed(entry, None, OSError(), NOW + 4, 0.0).start == []
+    assert (core.failures, gains.since()) == (1, {"connections_errors": 1})
+    conn = Conn()
+    effects = core.open_failed(entry, conn, OSError(), NOW + 4, 0.0)
+    assert is_retired(core, entry, conn, effects)
+    assert (core.failures, held is None) == (1, False)
+
+
+def late(**options: Any) -> tuple[Core, Entry, Any]:
+    """Make a core that has given its only attempt to connect up."""
+    core = make(**({"min_size": 1, "backoff": Backoff(1.0)} | options))
+    core.open(NOW)
+    entry = permit(core)
+    held = core.begin(entry, NOW)
+    core.maintain(NOW + 3)
+    return core, entry, held
+
+
+def test_a_connection_that_is_opened_too_late_is_kept_if_it_is_wanted_still() -> None:
+    """It is a success, and nothing more is opened."""
+    core, entry, held = late()
+    assert (core.retry_at, entry.given_up, core.opening) == (NOW + 3.5, True, 0)
+    conn = Conn()
+    core.opened(entry, conn, 0.0, NOW + 3.25, 0.0)
+    assert is_idle(core, entry, conn, NOW + 3.25)
+    assert (entry.given_up, core.opening, core.failures) == (False, 0, 0)
+    assert entry.ref is not None
+    assert (entry.ref(), held is None) == (conn, False)
+    core, entry, held = late()
+    core.target = 0
+    client = queued(core, NOW + 3)
+    core.opened(entry, conn, 0.0, NOW + 3.25, 0.0)
+    assert is_served(core, client, entry, conn, NOW + 3.25)
+
+
+def test_a_connection_that_is_opened_too_late_is_closed_if_it_is_not_wanted() -> None:
+    """Or if there is no room, or the pool was closed or drained meanwhile."""
+
+    def unwanted(core: Core) -> None:
+        core.target = 0
+
+    def full(core: Core) -> None:
+        core.max_size = 0
+        queued(core, NOW + 3)
+
+    def closed(core: Core) -> None:
+        core.close(NOW + 3)
+
+    def drained(core: Core) -> None:
+        core.drain(NOW + 3)
+
+    for spoil in (unwanted, full, closed, drained):
+        core, entry, held = late()
+        spoil(core)
+        conn = Conn()
+        assert is_retired(core, entry, conn, core.opened(entry, conn, 0.0, NOW + 4, 0.0)), spoil
+        assert (core.failures, entry.given_up, held is None) == (1, True, False)
+
+
+def test_a_close_that_is_overdue_is_not_waited_for() -> None:
+    """The connection was out of the pool before, and is no bad return."""
+    core = filled()
+    entry, conn = lent(core)
+    core.discard(entry, conn, NOW)
+    held = core.begin(entry, NOW)
+    gains = Gains(core)
+    effects = core.maintain(NOW + 3)
+    assert (effects.give_up, gains.since()) == ([entry], {})
+    assert (entry not in core.retiring, held is conn) == (True, True)
+
+
+def test_a_client_is_freed_but_not_given_up() -> None:
+    """Its thread is its own."""
+    core = filled()
+    entry, _conn = lent(core)
+    core.arm(entry, line := object(), NOW + 1)
+    assert core.maintain(NOW + 1).cut == [line]
+    assert entry.deadline == NOW + 2
+    effects = core.maintain(NOW + 2)
+    assert (effects.give_up, entry.given_up) == ([], False)
+    assert (entry.place, entry.deadline) == (LENT, inf)
+
+
+# What a failed attempt means -----------------------------------------------------------------
+
+
+def failed(core: Core, verdict: Verdict, now: float = NOW, error: Any = None) -> Effects:
+    """Fail at the only attempt there is."""
+    return core.open_failed(permit(core), None, error or OSError("no"), now, 0.0, verdict)
+
+
+def trying(**options: Any) -> Core:
+    """Make a core that has nothing and keeps nothing, and is open."""
+    core = make(**({"min_size": 0, "max_size": 3} | options))
+    core.open(NOW)
+    return core
+
+
+def test_who_waits_is_told_of_a_rejection() -> None:
+    """All who do, with the error; callers of wait(), too."""
+    core = trying(max_size=1)
+    clients = [queued(core), queued(core)]
+    core.min_size = 1
+    watcher = Client()
+    core.watch(watcher)
+    gains, error = Gains(core), OSError("no such database")
+    effects = failed(core, Verdict.REJECTED, error=error)
+    assert effects.wake == [*clients, watcher]
+    assert [type(client.error) for client in clients] == [PoolRejectedMixin] * 2
+    assert [c.error.__cause__ for c in [*clients, watcher] if c.error] == [error] * 3
+    assert gains.since() == {"requests_errors": 2, "connections_errors": 1}
+    assert not core.waiting
+
+
+def test_nobody_is_refused_while_there_is_something_to_wait_for() -> None:
+    """A connection that is lent, or another attempt, or an attempt that was interrupted."""
+    core = filled(min_size=1)
+    _kept = lent(core)
+    client = queued(core)
+    failed(core, Verdict.REJECTED)
+    assert client.error is None
+    core = trying()
+    client = queued(core)
+    failed(core, Verdict.TRANSIENT)
+    assert client.error is None
+    core = trying()
+    client = queued(core)
+    failed(core, Verdict.REJECTED, error=KeyboardInterrupt())
+    assert client.error is None
+
+
+def test_wrong_credentials_are_final_where_they_are_always_the_same() -> None:
+    """At the first attempt."""
+    core = trying()
+    client = queued(core)
+    failed(core, Verdict.CREDENTIALS)
+    assert client.error is not None
+
+
+def test_wrong_credentials_have_a_second_chance_where_they_may_change() -> None:
+    """A success makes the next refusal the first one again."""
+    core = trying(fresh=True, max_size=1, backoff=Backoff(0.0))
+    client = queued(core)
+    failed(core, Verdict.CREDENTIALS)
+    assert (client.error, core.refused) == (None, True)
+    failed(core, Verdict.CREDENTIALS)
+    assert client.error is not None
+    client = queued(core)
+    opened(core, permit(core))
+    assert (client.conn is not None, core.refused) == (True, False)
+
+
+def test_a_crowded_server_is_asked_twice_a_second() -> None:
+    """Instead of ten times, until an attempt fails otherwise or nobody wants more."""
+    core = trying(backoff=Backoff(8.0, cap=8.0))
+    client = queued(core)
+    core.open_failed(permit(core), None, OSError(), NOW, 0.75, Verdict.CROWDED)
+    assert (core.crowded, core.opening, core.due) == (True, 0, NOW + 0.5)
+    core.maintain(NOW + 0.25)
+    assert core.opening == 0
+    core.maintain(NOW + 0.5)
+    assert (core.opening, core.probed_at) == (1, NOW + 0.5)
+    core.open_failed(permit(core), None, OSError(), NOW + 1, 0.75, Verdict.TRANSIENT)
+    assert (core.crowded, core.due) == (False, NOW + 1.1)
+    core.crowded = True
+    core.expire(client, NOW + 1)
+    core.fill(0, NOW + 1)
+    assert core.crowded is False
+
+
+def test_a_crowded_server_is_asked_by_one_at_a_time() -> None:
+    """However many wait, after a success too."""
+    core = trying(max_size=4)
+    for _ in range(3):
+        queued(core)
+    core.crowded = True
+    for entry in permits(core)[1:]:
+        core.open_failed(entry, None, OSError(), NOW, 0.0, Verdict.CROWDED)
+    assert core.opening == 1
+    core.maintain(NOW + 5)
+    assert core.opening == 1
+    opened(core, permit(core))
+    assert core.opening == 1
+
+
+def test_an_attempt_that_is_not_answered_is_joined_by_one_more() -> None:
+    """After a second, if somebody waits and there is room."""
+    core = trying(num_workers=1, max_size=3)
+    for _ in range(3):
+        queued(core)
+    failed(core, Verdict.TRANSIENT)
+    core.maintain(NOW + 1)
+    assert (core.opening, core.probed_at) == (1, NOW + 1)
+    core.maintain(NOW + 1.75)
+    assert (core.opening, core.due) == (1, NOW + 2)
+    core.maintain(NOW + 2)
+    assert (core.opening, core.probed_at) == (2, NOW + 2)
+    core.maintain(NOW + 9)
+    assert core.opening == 2
+
+
+def test_an_attempt_is_not_joined_where_nobody_waits_or_there_is_no_room() -> None:
+    """Nor where the server is crowded."""
+    for spoil in ("nobody", "no room", "crowded"):
+        core = trying(max_size=2)
+        client = queued(core)
+        failed(core, Verdict.TRANSIENT)
+        core.maintain(NOW + 1)
+        if spoil == "nobody":
+            core.expire(client, NOW + 1)
+        if spoil == "no room":
+            core.max_size = 1
+        core.crowded = spoil == "crowded"
+        core.maintain(NOW + 9)
+        assert core.opening == 1
+
+
+def test_who_waits_does_not_rely_on_an_attempt_that_is_not_answered() -> None:
+    """A second later another one is begun, beyond the number of workers if need be."""
+    core = trying(num_workers=1)
+    client = queued(core)
+    entry = permit(core)
+    core.maintain(NOW + 9)
+    assert core.opening == 1  # which nobody has begun
+    held = core.begin(entry, NOW + 10)
+    core.maintain(NOW + 10.5)
+    assert (core.opening, core.due) == (1, NOW + 11)
+    core.maintain(NOW + 11)
+    assert (core.opening, core.probed_at, core.due) == (2, NOW + 11, NOW + 12)
+    core.maintain(NOW + 12)
+    assert (core.opening, held is None, client.conn) == (2, False, None)
+
+
+# Primary and standby ---------------------------------------------------------------------------
+
+
+def joined(core: Core, standby: bool | None, now: float = NOW, chance: float = 0.5) -> Entry:
+    """Open a connection to a primary or a standby."""
+    entry, conn = permits(core)[0], Conn()
+    core.opened(entry, conn, 0.0, now, chance, standby)
+    return entry
+
+
+def test_a_connection_to_a_standby_lasts_until_the_next_step() -> None:
+    """Where connections should be writable; the steps back off."""
+    core = make(min_size=1, backoff=Backoff(4.0))
+    core.writable = True
+    core.open(NOW)
+    entry = joined(core, True)
+    assert (entry.standby, entry.expires_at) == (True, NOW + 2)
+    assert (core.demotions, core.demoted_until) == (1, NOW + 2)
+
+
+def test_a_connection_to_a_standby_is_as_good_as_any_where_nobody_wants_to_write() -> None:
+    """Or where nobody knows, or the server has not said."""
+    for writable, standby in ((None, True), (False, True), (False, False), (True, None)):
+        core = make(min_size=1)
+        core.writable = writable
+        core.open(NOW)
+        entry = joined(core, standby, chance=0.0)
+        assert (entry.expires_at, core.demotions, core.writable) == (NOW + 3600, 0, writable)
+        assert entry.standby is (writable is None)
+
+
+def test_when_the_primary_is_found_connections_to_standbys_go() -> None:
+    """The idle ones now, those that are lent when they come back."""
+    core = make(min_size=3, max_size=3)
+    core.open(NOW)
+    idle, busy = joined(core, True), joined(core, True)
+    conn = core.checkout(NOW)
+    core.demotions = 5
+    primary = joined(core, False)
+    assert (core.writable, core.demotions, list(core.idle)) == (True, 0, [primary])
+    assert (idle.place, idle.expires_at, busy.place, busy.expires_at) == (
+        (RETIRED, EVICTED, LENT, EVICTED)
+    )
+    assert (list(core.retiring), idle.conn is None) == ([idle], False)
+    assert (primary.standby, conn is None) == (False, False)
+
+
+def test_a_demoted_server_has_all_connections_replaced_once_for_each_step() -> None:
+    """A step is as long as the backoff says."""
+    core = filled(min_size=2, backoff=Backoff(4.0, factor=1.0, cap=4.0))
+    effects = core.demoted(NOW, 0.75)
+    assert places(effects) == [RETIRED, RETIRED, OPENING, OPENING]
+    assert (core.demotions, core.demoted_until) == (1, NOW + 3)
+    for entry in permits(core):
+        opened(core, entry)
+    core.demoted(NOW + 2, 0.75)
+    assert (core.demotions, len(core.idle)) == (1, 2)
+    core.demoted(NOW + 3, 0.75)
+    assert (core.demotions, len(core.idle)) == (2, 0)
+
+
+# Deadlock --------------------------------------------------------------------------------------
+
+
+def holding(core: Core, *holders: Any) -> list[Any]:
+    """Lend a connection to each."""
+    conns = []
+    for holder in holders:
+        entry, conn = lent(core)
+        entry.leased = holder
+        conns.append(conn)
+    return conns
+
+
+def asking(core: Core, holder: Any, deadline: float = inf) -> Client:
+    """Queue a client that may hold a connection."""
+    client = Client()
+    client.claim = holder
+    core.enqueue(client, NOW, deadline)
+    return client
+
+
+class Sure:
+    """Refusals that find every deadlock certain."""
+
+    def __init__(self, core: Core) -> None:
+        self.error: Exception | None = TimeoutError("deadlock")
+        self._others = core.refusals
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._others, name)
+
+    def deadlock(self, core: Core, now: float) -> Exception | None:
+        """All wait for all."""
+        assert (now, core.requests_queued > 0) == (NOW, True)
+        return self.error
+
+
+def two(**options: Any) -> tuple[Core, Sure]:
+    """Make a core with two connections, and refusals that are sure."""
+    core = filled(min_size=2, max_size=2, **options)
+    sure = Sure(core)
+    core.refusals = sure
+    return core, sure
+
+
+def test_when_all_who_hold_connections_wait_the_first_to_give_up_is_refused() -> None:
+    """At once, when the last of them begins to wait; among equals, who came first."""
+    for deadlines, refused in (((NOW + 9, NOW + 5), 1), ((NOW + 5, NOW + 9), 0), ((inf, inf), 0)):
+        core, sure = two()
+        conns = holding(core, "a", "b")
+        bystander = asking(core, "c", NOW + 1)
+        gains = Gains(core)
+        clients = [asking(core, "a", deadlines[0]), asking(core, "b", deadlines[1])]
+        assert [client.error for client in clients].index(sure.error) == refused
+        assert (bystander.error, len(core.waiting), len(conns)) == (None, 2, 2)
+        assert gains.since()["requests_errors"] == 1
+
+
+def test_nobody_is_refused_for_a_deadlock_that_is_none() -> None:
+    """Somebody may return a connection, or there may be another one."""
+
+    def undecided(_core: Core, sure: Sure) -> None:
+        sure.error = None
+
+    def larger(core: Core, _: Sure) -> None:
+        core.max_size, core.failures, core.retry_at, core.failed_at = 3, 1, inf, NOW
+
+    def unknown(core: Core, _: Sure) -> None:
+        next(iter(core.entries)).leased = None
+
+    def free(core: Core, _: Sure) -> None:
+        next(iter(core.entries)).leased = "c"
+
+    def in_work(core: Core, _: Sure) -> None:
+        next(iter(core.entries)).place = SERVICE
+
+    for spoil in (undecided, larger, unknown, free, in_work):
+        core, sure = two()
+        _kept = holding(core, "a", "b")
+        spoil(core, sure)
+        clients = [asking(core, "a"), asking(core, "b")]
+        assert [client.error for client in clients] == [None, None], spoil
+
+
+def test_only_who_holds_a_connection_completes_a_deadlock() -> None:
+    """What was certain before was told before."""
+    core, sure = two()
+    _kept = holding(core, "a", "b")
+    sure.error = None
+    clients = [asking(core, "a"), asking(core, "b")]
+    sure.error = TimeoutError()
+    other = asking(core, "c")
+    assert [client.error for client in [*clients, other]] == [None] * 3
+
+
+def test_who_does_not_wait_does_not_mind_an_attempt_that_is_not_answered() -> None:
+    """Maintenance comes back for its deadline only."""
+    core = make(min_size=1)
+    core.open(NOW)
+    held = core.begin(permit(core), NOW)
+    core.maintain(NOW + 0.25)
+    assert (core.opening, core.due, held is None) == (1, NOW + 1.25, False)
+
+
+def test_a_failed_check_of_a_connection_whose_slot_was_given_back_has_it_closed() -> None:
+    """As any other return of it."""
+    core = filled()
+    entry, conn = lent(core)
+    core.reclaim(entry, NOW)
+    assert is_retired(core, entry, conn, core.check_failed(entry, conn, OSError(), 0.0, NOW, 0.0))
+
+
+def test_the_time_of_a_lease_counts_while_somebody_waits() -> None:
+    """As on the common path."""
+    core = filled(min_size=1, max_size=1)
+    entry, conn = leased(core)
+    queued(core)
+    gains = Gains(core)
+    core.checkin(entry, conn, NOW + 2)
+    assert gains.since()["usage_time"] == 2
+
+
+def test_a_new_entry_knows_nothing_of_a_holder_or_a_server() -> None:
+    """Nobody has had it, or worked on it."""
+    entry = Entry()
+    assert (entry.holder, entry.line, entry.leased, entry.lifeline) == (None, None, None, None)
+    assert (entry.began_at, entry.seen_at, entry.uses, entry.deadline) == (0.0, 0.0, 0, inf)
+    assert (entry.chore, entry.standby, entry.given_up) == (Chore.RESET, False, False)
+
+
+def test_a_connection_that_was_looked_at_goes_back_to_its_place_among_the_idle() -> None:
+    """In order of their last use, whoever came back last."""
+    core = filled(min_size=5, max_size=5, num_workers=5)
+    for number, entry in enumerate(core.idle):
+        entry.idle_since = NOW + number
+    before = list(core.idle)
+    for entry in before:
+        core.serviced(entry, core.recall(entry), NOW + 9)
+        assert list(core.idle) == before
+    second, third = before[1:3]
+    second.idle_since = third.idle_since  # equals: who comes back last is the last of them
+    core.serviced(second, core.recall(second), NOW + 9)
+    assert list(core.idle) == [before[0], third, second, *before[3:]]
+
+
+def test_no_more_idle_connections_are_asked_at_a_time_than_there_are_workers() -> None:
+    """What is in service already counts; the others are asked a little later."""
+    core = filled(min_size=5, max_size=5, num_workers=5, keepalive_interval=30.0)
+    core.num_workers = 3
+    worker, conn = in_service(core)
+    worker.deadline = inf
+    first, second, third, fourth = core.idle
+    effects = core.maintain(NOW + 30)
+    assert effects.start == [first, second]
+    assert list(core.idle) == [third, fourth]
+    assert (core.due, worker.place, conn is None) == (NOW + 30.1, SERVICE, False)
+    core.due, effects = inf, Effects()
+    core._keep_alive(NOW + 30, effects)
+    assert effects.alarm is True
+
+
+def test_a_client_that_comes_again_goes_first_though_the_queue_is_full() -> None:
+    """It has waited before."""
+    core = filled(min_size=1, max_size=1, max_waiting=1)
+    _entry, _conn = lent(core)
+    first, again = queued(core), Client()
+    core.enqueue(again, NOW, again=True)
+    assert list(core.waiting) == [again, first]
+
+
+def test_a_client_that_waits_has_forsaken_leases_looked_for_at_once() -> None:
+    """Maintenance is due now, if there is any."""
+    core = filled(min_size=1, max_size=1)
+    entry, conn = leased(core)
+    core.due = NOW + 1
+    assert core.enqueue(Client(), NOW).alarm is False
+    core.forsaken.append((conn, entry.lent_at))
+    effects = core.enqueue(Client(), NOW)
+    assert (core.due, effects.alarm) == (NOW, True)
+
+
+def test_uses_are_not_bounded_where_no_bound_is_set() -> None:
+    """And a single use is a bound as any other."""
+    for bound, expires_at in ((0, NOW + 3600), (1, EVICTED)):
+        core = filled(max_uses=bound)
+        entry, _conn = lent(core)
+        core.use(entry)
+        assert entry.expires_at == expires_at
+
+
+def test_a_late_connection_counts_as_an_opening_until_it_is_open() -> None:
+    """Whatever interrupts its welcome: to drop the connection gives the slot back."""
+    core, entry, held = late(max_size=3)
+    core.maintain(NOW + 4)
+    core.target, before = 2, core.opening
+    assert before == 1
+    conn = Conn()
+    assert core._welcome(entry, conn)
+    assert (core.opening, core.entries[entry], entry.place) == (before + 1, None, OPENING)
+    assert entry.ref is not None
+    assert (entry.ref(), entry.ref.entry, held is None) == (conn, entry, False)
+    del conn
+    core.fill(0, NOW + 4)
+    assert (core.opening, entry in core.entries) == (before, False)
+
+
+def test_a_late_connection_that_was_begun_at_the_moment_of_a_drain_is_closed() -> None:
+    """It may be older than what the drain was for."""
+    core, entry, held = late()
+    core.drained_at = entry.began_at
+    conn = Conn()
+    assert is_retired(core, entry, conn, core.opened(entry, conn, 0.0, NOW + 4, 0.0))
+    assert held is not None

@@ -222,8 +222,8 @@ class Rounds:
             before = self.sessions()
             for _ in range(rounds):
                 self._interrupt(pool, loop)
-                before = self._expect_whole(pool, before)
                 self._expect_all(pool)
+                before = self._expect_whole(pool, before)
 
     def _interrupt(self, pool: Any, loop: Callable[[Any, Round], None]) -> None:
         with company(pool) if loop is crowded else nullcontext():
@@ -250,9 +250,9 @@ class Rounds:
             self.dsn, min_size=MAX_SIZE, max_size=MAX_SIZE, open=False, name=NAME
         )
         async with pool:
-            await pool.wait()
+            await self._await_whole(pool)  # the sessions of the round before are gone
             before = self.sessions()
-            this = Round(self.rng.uniform(0, LATEST))
+            Round(self.rng.uniform(0, LATEST))
             try:
                 await loop(pool)
             except asyncio.CancelledError as error:
@@ -262,14 +262,17 @@ class Rounds:
                 raise
 
     async def _check_async(self, pool: Any, before: set[int]) -> None:
-        deadline = time.monotonic() + SECONDS
-        while self._amiss(pool) and time.monotonic() < deadline:
-            await asyncio.sleep(0.01)
+        await self._await_whole(pool)
         self._expect_whole(pool, before)
         async with AsyncExitStack() as stack:
             for _ in range(MAX_SIZE):
                 conn = await stack.enter_async_context(pool.connection(SECONDS))
                 await conn.execute("select 1")
+
+    async def _await_whole(self, pool: Any) -> None:
+        deadline = time.monotonic() + SECONDS
+        while self._amiss(pool) and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
 
     def _expect_whole(self, pool: Any, before: set[int]) -> set[int]:
         """Wait until the pool is whole; returns its sessions."""

@@ -357,6 +357,8 @@ class TaskClient(Client):
         task = asyncio.create_task(self._perform(self._choose()), name=self.name)
         if self.rng.random() < 0.25:
             await asyncio.wait({task}, timeout=self.rng.uniform(0, 0.03))
+            # From here on it has as long as psycopg takes to be cancelled: that is `patience`.
+            self.asked = None
             task.cancel()
             await asyncio.wait({task}, timeout=self.soak.patience)
             if not task.done():

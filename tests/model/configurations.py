@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
+from forebay._core import ALL
+from forebay._entry import Verdict
+
 IO = frozenset({"connect", "configure", "check", "reset", "rollback", "ping", "close"})
 ANY = IO | {"wait"}
 
@@ -18,7 +21,7 @@ class Configuration:
     # The pool.  Durations are whole numbers: the fingerprint takes every float for a moment.
     min_size: int = 1
     max_size: float = 2
-    keep: float = inf
+    keep: int = ALL
     retrying: bool = True
     eager: bool = False
     lifo: bool = True
@@ -27,12 +30,18 @@ class Configuration:
     max_idle: float = inf
     reconnect_timeout: float = inf
     num_workers: int = 2
+    bypass_window: float = inf  # or -1: idle connections are looked at, always
+    keepalive_interval: float = 0
+    max_uses: int = 0
+    action_timeout: float = inf
     configure: bool = False
     check: bool = False
     reset: bool = False
     # Its clients.
     clients: int = 2
     operations: int = 1  # checkouts of each client
+    nested: bool = False  # whether it may ask for another connection while it holds one
+    unleased: bool = False  # whether the last of them takes connections without a lease
     timeout: float = inf
     # What may happen.
     orders: tuple[str, ...] = ()  # what is done to the pool: each once, at any moment
@@ -40,6 +49,12 @@ class Configuration:
     cancels: frozenset[str] = frozenset()  # requests that may be cancelled
     returns: tuple[str, ...] = ()  # "unclean", "dropped": besides clean
     cuts: bool = False  # whether the server ends sessions of lent connections
+    kills: bool = False  # whether it ends sessions of idle ones
+    hangs: frozenset[str] = frozenset()  # requests that may never end
+    deaf: bool = False  # whether shutting down the socket does not end them either
+    noisy: bool = False  # whether sockets always have something to read
+    verdict: Verdict = Verdict.TRANSIENT  # what a failed attempt to connect means
+    fresh: bool = False  # whether each attempt may have other credentials
     mishaps: int = 0  # failures, cancellations and bad returns in all
     ticks: float = inf  # how often time passes at most
     clock: str = ""  # "free": time passes at any moment, "quiet": when nothing else can happen
@@ -51,6 +66,7 @@ class Configuration:
         parts = [f"{self.min_size}..{self.max_size} conn", f"{self.clients}x{self.operations} ops"]
         if self.mishaps:
             parts.append(f"{self.mishaps} mishaps")
+        parts.extend(["nested"] * self.nested)
         parts.extend(self.orders)
         parts.extend(n for n in ("configure", "check", "reset") if getattr(self, n))
         if self.clock and self.ticks < inf:
@@ -130,6 +146,7 @@ TABLE = (
     ),
     Configuration(
         "cut off",
+        max_size=1,
         cuts=True,
         returns=("unclean",),
         cancels=_some("wait", "rollback"),
@@ -227,7 +244,7 @@ TABLE = (
         clock="quiet",
     ),
     # What is done to the pool.
-    Configuration("drain", orders=("drain",), operations=2),
+    Configuration("drain", orders=("drain",), max_size=1, operations=2),
     Configuration(
         "drain and failures",
         orders=("drain",),
@@ -279,8 +296,205 @@ TABLE = (
     # Time.
     Configuration("expiry", max_lifetime=2, operations=2, clock="quiet", chance=0.0),
     Configuration("expiry alone", max_size=1, max_lifetime=2, clock="free", ticks=4),
-    Configuration("shrink", min_size=0, max_idle=2, clock="free"),
-    Configuration("shrink in turn", lifo=False, min_size=0, max_idle=2, clock="free"),
+    Configuration("shrink", min_size=0, max_idle=1, clock="free"),
+    Configuration("shrink in turn", lifo=False, min_size=0, max_idle=2, clock="quiet"),
+    # Dead connections, and servers that do not answer.
+    Configuration(
+        "killed",
+        kills=True,
+        bypass_window=-1,
+        cancels=_some("wait"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "killed twice",
+        clients=1,
+        operations=3,
+        kills=True,
+        bypass_window=-1,
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration("killed while trusted", kills=True, mishaps=1, clock="free"),
+    Configuration("killed and trusted again", kills=True, clients=1, mishaps=1, clock="quiet"),
+    Configuration("killed in turn", kills=True, bypass_window=-1, lifo=False, mishaps=2),
+    Configuration(
+        "killed preempted",
+        kills=True,
+        bypass_window=-1,
+        max_size=1,
+        mishaps=1,
+        clock="quiet",
+        preempted=True,
+    ),
+    Configuration(
+        "noise", noisy=True, kills=True, clients=1, operations=2, mishaps=1, clock="free"
+    ),
+    Configuration(
+        "connects hang",
+        configure=True,
+        action_timeout=1,
+        hangs=_some("connect", "configure"),
+        fails=_some("connect"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "null connects hang",
+        **NULL,
+        action_timeout=1,
+        hangs=_some("connect"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "resets hang",
+        reset=True,
+        action_timeout=1,
+        returns=("unclean",),
+        hangs=_some("reset", "rollback", "close"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "rollbacks hang",
+        max_size=1,
+        action_timeout=1,
+        returns=("unclean",),
+        hangs=_some("rollback", "close"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "checks hang",
+        check=True,
+        action_timeout=1,
+        hangs=_some("check"),
+        fails=_some("check"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "hangs preempted",
+        reset=True,
+        max_size=1,
+        action_timeout=1,
+        hangs=_some("reset", "connect"),
+        mishaps=1,
+        clock="quiet",
+        preempted=True,
+    ),
+    Configuration(
+        "cuts in vain",
+        reset=True,
+        max_size=1,
+        clients=1,
+        operations=2,
+        action_timeout=1,
+        returns=("unclean",),
+        hangs=_some("reset", "rollback", "close"),
+        deaf=True,
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "second probe",
+        min_size=0,
+        max_size=3,
+        num_workers=3,
+        action_timeout=3,
+        hangs=_some("connect"),
+        fails=_some("connect"),
+        mishaps=3,
+        clock="quiet",
+    ),
+    Configuration(
+        "kept alive",
+        keepalive_interval=2,
+        action_timeout=1,
+        clients=1,
+        fails=_some("ping"),
+        hangs=_some("ping"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration("used up", max_size=1, operations=2, max_uses=1),
+    Configuration(
+        "forsaken",
+        operations=2,
+        returns=("forsaken", "dropped"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration("forsaken late", max_size=1, returns=("forsaken late",), mishaps=1, clock="free"),
+    Configuration(
+        "forsaken and reset",
+        reset=True,
+        max_size=1,
+        orders=("drain",),
+        returns=("forsaken",),
+        fails=_some("reset"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    # Clients that ask for another connection while they hold one.
+    Configuration("nested alone", max_size=1, nested=True, operations=2),
+    Configuration("nested", clients=3, nested=True, operations=2, cancels=_some("wait"), mishaps=1),
+    Configuration("nested in part", max_size=1, nested=True, unleased=True, operations=2),
+    Configuration(
+        "nested and failures",
+        nested=True,
+        operations=2,
+        fails=_some("connect"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration("nested preempted", max_size=1, nested=True, operations=2, preempted=True),
+    Configuration(
+        "nested and timeouts",
+        nested=True,
+        operations=2,
+        timeout=1,
+        returns=("dropped",),
+        mishaps=1,
+        clock="quiet",
+    ),
+    # What a failed attempt means.
+    Configuration(
+        "rejected",
+        verdict=Verdict.REJECTED,
+        fails=_some("connect"),
+        cuts=True,
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "credentials",
+        verdict=Verdict.CREDENTIALS,
+        fresh=True,
+        fails=_some("connect"),
+        mishaps=3,
+        clock="quiet",
+    ),
+    Configuration(
+        "crowded",
+        verdict=Verdict.CROWDED,
+        action_timeout=3,
+        fails=_some("connect"),
+        hangs=_some("connect"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "demoted",
+        orders=("promote", "demote", "promote"),
+        max_size=1,
+        clients=1,
+        clock="quiet",
+        ticks=2,
+        chance=1.0,
+    ),
     Configuration(
         "gave up",
         reconnect_timeout=1,

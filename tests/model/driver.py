@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from forebay._entry import Entry
+from forebay._entry import Entry, Verdict
 
 from .runtime import ask
 
@@ -24,6 +25,9 @@ class Refused(Exception):
 class Refusals:
     """The exceptions of a model pool."""
 
+    def __init__(self) -> None:
+        self.deadlocked: Callable[[], None] = lambda: None  # called when a deadlock is refused
+
     def closed(self, _core: Any) -> Exception:
         """The pool is not open."""
         return Refused("closed")
@@ -32,9 +36,35 @@ class Refusals:
         """Too many wait."""
         return Refused("full")
 
-    def timeout(self, _core: Any, _timeout: float) -> Exception:
+    def timeout(self, *_facts: Any) -> Exception:
         """Time is up."""
         return Refused("timeout")
+
+    def rejected(self, *_facts: Any) -> Exception:
+        """Connecting fails for good."""
+        return Refused("rejected")
+
+    def deadlock(self, *_facts: Any) -> Exception:
+        """Everybody waits for everybody."""
+        self.deadlocked()
+        return Refused("deadlock")
+
+
+class Lifeline:
+    """The means to free whoever is blocked on a connection."""
+
+    __slots__ = ("conn",)
+
+    def __init__(self, conn: Connection) -> None:
+        self.conn = conn
+
+    def cut(self) -> None:
+        """End the session."""
+        self.conn.state = "broken"
+        self.conn.cut = self.conn.spoiled = self.conn.excused = True
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class Connection:
@@ -44,12 +74,15 @@ class Connection:
         "__weakref__",
         "_driver",
         "closed",
+        "cut",
         "entry",
         "excused",
         "generation",
         "number",
         "spoiled",
+        "standby",
         "state",
+        "uses",
     )
 
     def __init__(self, driver: ModelDriver, number: int, generation: int) -> None:
@@ -59,6 +92,9 @@ class Connection:
         self.entry: Entry | None = None
         self.state = "clean"  # or "unclean" (in a transaction), or "broken"
         self.closed = 0  # how often
+        self.uses = 0  # how many clients have had it
+        self.cut = False  # its lifeline was cut
+        self.standby = driver.standby_now  # what its server was when it was opened
         self.spoiled = False  # something that was done to it has failed or was cut short
         self.excused = False  # may be dropped without having been closed
 
@@ -80,7 +116,13 @@ class ModelDriver:
 
     ProgrammingError = Failure
 
-    def __init__(self) -> None:
+    def __init__(
+        self, *, timed: bool = False, noisy: bool = False, verdict: Verdict = Verdict.TRANSIENT
+    ) -> None:
+        self._timed = timed  # actions have deadlines
+        self._noisy = noisy  # sockets have something to read, always
+        self._verdict = verdict  # of a failed attempt to connect
+        self.standby_now: bool | None = None  # whether the server is one
         self.connections = 0
         self.generation = 0  # how often the pool was drained
         self.dropped_open: list[int] = []  # connections dropped without having been closed
@@ -109,6 +151,43 @@ class ModelDriver:
     def closed(self, conn: Connection) -> bool:
         """Whether the server has cut it off."""
         return conn.state == "broken"
+
+    def readable(self, conns: list[Connection]) -> list[Connection]:
+        """Those that were cut off, or all."""
+        return [conn for conn in conns if self._noisy or conn.state == "broken"]
+
+    def look(self, conn: Connection) -> Exception | None:
+        """Why it is dead, if it is."""
+        return Failure("dead") if conn.state == "broken" else None
+
+    def lifeline(self, conn: Connection) -> Lifeline | None:
+        """What frees who is blocked on it."""
+        return Lifeline(conn) if self._timed else None
+
+    def verdict(self, _error: BaseException) -> Verdict:
+        """Always the same."""
+        return self._verdict
+
+    def keepable(self, error: BaseException) -> BaseException:
+        """It refers to nothing."""
+        return error
+
+    def patience(self, *_parameters: Any) -> float:
+        """How long connecting may take by itself."""
+        return 1.0
+
+    def standby(self, conn: Connection) -> bool | None:
+        """What its server was when it was opened."""
+        return conn.standby
+
+    def wants_writable(self, *_parameters: Any) -> bool | None:
+        """Nobody says."""
+        return None
+
+    async def in_recovery(self, conn: Connection) -> bool:
+        """Ask the server."""
+        await ask("role", conn)
+        return bool(self.standby_now)
 
     def describe(self, conn: Connection) -> str:
         """Its state."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from .configurations import Configuration
 from .fingerprint import fingerprint
-from .invariants import LIVENESS, OVERTAKEN, Queue, View, violated
+from .invariants import LIVENESS, Step, View, violated
 from .shipped import Code, load
 from .world import Move, World
 
@@ -142,11 +142,12 @@ class Explorer:
     def _step(self, number: int, path: Path, move: Move) -> tuple[int, list[Move]] | None:
         """Make one move; gives the state and its moves if it is new."""
         world = replay(self.config, self.code, path)
-        queue, mishaps = Queue(world), world.mishaps
+        step, mishaps = Step(world, move), world.mishaps
         world.apply(move)
         self.result.transitions += 1
-        if queue.overtaken(world):
-            self._violation(OVERTAKEN, (*path, move))
+        sentence = step.violated()
+        if sentence is not None:
+            self._violation(sentence, (*path, move))
         key = fingerprint(world)
         target = self.graph.numbers.get(key) if self.merge else None
         found = None

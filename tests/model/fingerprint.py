@@ -32,12 +32,12 @@ from types import (
 from typing import Any
 
 from forebay._core import Core
-from forebay._entry import Effects, Entry, Held, Permit
-from forebay._policy import PROBE_INTERVAL
+from forebay._entry import OPENING, Effects, Entry, Held, Permit
+from forebay._policy import CROWDED_INTERVAL, PROBE_PATIENCE
 
-from .driver import Connection
+from .driver import Connection, Lifeline
 from .runtime import ModelWaiter, Request
-from .world import World
+from .world import Client, World
 
 #: Told by its content.
 PLAIN = frozenset({type(None), bool, int, str, bytes})
@@ -48,9 +48,13 @@ SEQUENCES = frozenset({tuple, list, deque, Request})
 #: Objects with an identity, and what of them is read.
 OBJECTS: dict[type, tuple[str, ...]] = {
     Entry: Entry.__slots__,
-    ModelWaiter: ("conn", "entry", "error", "ready", "since", "woken"),
+    ModelWaiter: ("claim", "conn", "deadline", "entry", "error", "ready", "since", "woken"),
+    Client: (),
     Effects: Effects.__slots__,
-    Connection: ("closed", "drained", "entry", "excused", "spoiled", "state"),
+    Connection: (
+        *("closed", "cut", "drained", "entry", "excused", "spoiled", "standby", "state", "uses"),
+    ),
+    Lifeline: ("conn",),
     Permit: (),
 }
 
@@ -61,7 +65,7 @@ def _read() -> tuple[str, ...]:
     core.reset_counters()
     counters = {name for name in Core.__slots__ if hasattr(core, name)}
     settings = set(signature(Core).parameters) - {"min_size", "max_size"}  # resize() changes these
-    return tuple(n for n in Core.__slots__ if n not in counters | settings | {"_take"})
+    return tuple(n for n in Core.__slots__ if n not in counters | settings | {"_put_back", "_take"})
 
 
 READ = _read()
@@ -105,7 +109,9 @@ class Teller:
 
     def core(self) -> None:
         """Add every slot of the core that may decide something."""
-        self._slots(self.world.core, READ)
+        core = self.world.core
+        self._slots(core, READ)
+        self.tokens += (at is conn.entry.lent_at for conn, at in core.forsaken)
 
     def _rare(self, thing: Any, kind: type[Any]) -> None:
         if kind in (CoroutineType, GeneratorType):
@@ -123,6 +129,8 @@ class Teller:
 
     def _slots(self, thing: object, slots: tuple[str, ...]) -> None:
         for slot in slots:
+            if slot == "began_at" and thing.place is not OPENING:  # type: ignore[attr-defined]
+                continue  # of no interest any more
             value = getattr(thing, slot)
             if type(value) is float:
                 self._moment(slot, value)
@@ -164,6 +172,9 @@ class Teller:
     def _suspended(self, flow: Any) -> None:
         """Add the position, and every value in locals and on the stack: the inner flow, too."""
         frame: Any = flow.cr_frame if type(flow) is CoroutineType else flow.gi_frame
+        if frame is None:  # it has ended, and its caller has not forgotten it
+            self.tokens.append("ended")
+            return
         self.tokens += (frame.f_code.co_qualname, frame.f_lasti)
         del frame
         self._sequence("frame", [x for x in gc.get_referents(flow) if not IS_CONSTANT[type(x)]])
@@ -185,7 +196,12 @@ LOOKED_BACK: dict[str, float | str] = {
     "idle_since": "max_idle",
     "low_water_since": "max_idle",
     "failing_since": "reconnect_timeout",
-    "failed_at": PROBE_INTERVAL,
+    "failed_at": CROWDED_INTERVAL,
+    "probed_at": PROBE_PATIENCE,
+    "seen_at": "keepalive_interval",
+    "began_at": PROBE_PATIENCE,
+    "deadline": 0.0,
+    "demoted_until": 0.0,
     "retry_at": 0.0,  # over is over
     "expires_at": 0.0,
     "due": 0.0,
@@ -219,17 +235,18 @@ def fingerprint(world: World) -> bytes:
     for teller, part in sorted(alone, key=lambda pair: repr(pair[0].tokens)):
         own = len(teller.names) > len(core.names)
         tokens += told(part, common).tokens if own else teller.tokens
-    tokens += (world.mishaps, world.ticks, *world.orders)
+    tokens += (world.mishaps, world.ticks, *world.orders, world.driver.standby_now)
     return blake2b(repr(_ranked(tokens, world)).encode(), digest_size=16).digest()
 
 
 def _parts(world: World) -> list[tuple[Any, ...]]:
     """What there is besides the core, in no particular order."""
-    left = {client.task: client.left for client in world.clients}
-    idle = [("client", c.left, c.conn) for c in world.clients if c.task is None]
-    tasks = [("flow", t.coro, left.get(t)) for t in world.tasks.values()]
+    busy = {c.task: (c.left, c.leases, c.outer) for c in world.clients}
+    free = [client for client in world.clients if client.task is None]
+    idle = [("client", c.left, c.leases, c.conn, c.outer) for c in free]
+    tasks = [("flow", t.coro, busy.get(t), t.hung) for t in world.tasks.values()]
     jobs = [("job", job.key, job.opening) for job in world.runtime.jobs.values()]
-    return [*idle, *tasks, *jobs]
+    return [*idle, *tasks, *jobs, ("forsaken", *world.forsaken)]
 
 
 def _ranked(tokens: list[Token], world: World) -> list[Token]:

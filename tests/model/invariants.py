@@ -10,13 +10,30 @@ from math import inf
 from types import CoroutineType, GeneratorType
 from typing import Any, NamedTuple
 
-from forebay._entry import EVICTED, IDLE, LENT, OPENING, RETIRED, SERVICE, Effects, Entry, Permit
-from forebay._policy import MAINTENANCE_INTERVAL, PROBE_INTERVAL, growth
+from forebay._entry import (
+    EVICTED,
+    IDLE,
+    LENT,
+    OPENING,
+    RETIRED,
+    SERVICE,
+    Effects,
+    Entry,
+    Permit,
+    Verdict,
+)
+from forebay._policy import (
+    CROWDED_INTERVAL,
+    MAINTENANCE_INTERVAL,
+    PROBE_INTERVAL,
+    PROBE_PATIENCE,
+    growth,
+)
 
 from .driver import Connection
 from .fingerprint import core_tokens
 from .runtime import ModelWaiter
-from .world import World
+from .world import Move, World
 
 
 class View:
@@ -60,7 +77,9 @@ class View:
         """Connections that are idle or with a client, or granted to one."""
         idle = [entry.conn for entry in self.core.idle]
         granted = [waiter.conn for waiter in self.granted_waiters if waiter.conn is not None]
-        return [*idle, *granted, *(c.conn for c in self.world.clients if c.conn is not None)]
+        clients = self.world.clients
+        held = [conn for c in clients for conn in (c.conn, c.outer) if conn is not None]
+        return [*idle, *granted, *held]
 
     @cached_property
     def granted_waiters(self) -> list[ModelWaiter]:
@@ -82,8 +101,10 @@ class View:
     @cached_property
     def ended(self) -> bool:
         """Whether all clients have done what they wanted, and all work is done."""
-        clients = all(not c.left and c.conn is None for c in self.world.clients)
-        return clients and not self.world.tasks and not self.world.runtime.jobs
+        clients = all(c.left == 0 and c.conn is c.outer is None for c in self.world.clients)
+        watched = self.open and bool(self.world.config.clock)
+        looked = not (watched and self.core.suspicious) and not self.core.forsaken
+        return clients and looked and not self.world.tasks and not self.world.runtime.jobs
 
     def at(self, place: object) -> list[Entry]:
         """The entries at a place."""
@@ -113,7 +134,9 @@ class View:
         thing = entry.ref() if entry.ref is not None else None
         if thing is None:
             return dropped and id(entry.ref) in self.lost
-        return any(thing is held for held in [*self.in_frames, *self.ready])
+        forsaken = [conn for conn, _ in self.core.forsaken]
+        held = [*self.in_frames, *self.ready, *self.world.forsaken, *forsaken]
+        return any(thing is each for each in held)
 
     def will_begin(self, entry: Entry) -> bool:
         """Whether a worker will take the entry up."""
@@ -133,20 +156,44 @@ class View:
         core = self.core
         if not self.open or core.failures or core.lost:
             return 0
+        relied = core.waiting and core.retrying and core.due > self.now
+        stuck = self.unanswered if relied else 0
         return growth(
             target=core.target,
             size=len(self.entries),
             max_size=core.max_size,
-            waiting=len(core.waiting),
+            waiting=len(core.waiting) + stuck,
             opening=core.opening,
-            width=core.num_workers if core.retrying else inf,
+            width=core._width + (stuck > 0),
         )
+
+    @property
+    def unanswered(self) -> int:
+        """How many attempts to connect have lasted for too long to rely on."""
+        begun = [entry for entry in self.at(OPENING) if not entry.ordered]
+        return sum(entry.began_at + PROBE_PATIENCE <= self.now for entry in begun)
+
+    def all_timed(self) -> bool:
+        """Whether all that workers do has a deadline, where there are deadlines."""
+        begun = [e for e in self.everywhere if not e.ordered and e.place not in (IDLE, LENT)]
+        return self.world.config.action_timeout == inf or all(e.deadline < inf for e in begun)
+
+    @property
+    def interval(self) -> float:
+        """Between two attempts to connect, while somebody waits."""
+        return CROWDED_INTERVAL if self.core.crowded else PROBE_INTERVAL
 
     def needs_probe(self) -> bool:
         """Whether somebody waits, connecting has failed, and there is room for an attempt."""
         core = self.core
         room = self.open and not core.opening and len(self.entries) < core.max_size
         return bool(core.waiting and core.failures and room)
+
+    def needs_second(self) -> bool:
+        """Whether somebody waits for a single attempt, connecting has failed, and there is room."""
+        core = self.core
+        room = len(self.entries) < core.max_size and not core.crowded
+        return bool(self.open and core.waiting and core.failures and core.opening == 1 and room)
 
     def something_comes(self) -> bool:
         """Whether those who wait have something to wait for besides their own time-out."""
@@ -231,7 +278,11 @@ STATE = (
     ),
     Invariant(
         "A retired entry is listed until its connection is closed.",
-        lambda v: all(c.entry in v.core.retiring for c in v.at_work if c.closed),
+        lambda v: all(
+            c.entry in v.core.retiring or c.entry.given_up
+            for c in v.at_work
+            if c.closed and c.entry
+        ),
     ),
     Invariant(
         "What is ordered will be begun.",
@@ -278,8 +329,8 @@ STATE = (
         lambda v: all(any(w is x for x in v.in_frames) for w in v.queued),
     ),
     Invariant(
-        "The queue is in order of arrival.",
-        lambda v: v.arrivals == sorted(v.arrivals),
+        "The queue is in order of arrival, but for who was given a connection that was no good.",
+        lambda v: v.world.may_come_again or v.arrivals == sorted(v.arrivals),
     ),
     Invariant(
         "The queue is never longer than max_waiting.",
@@ -296,8 +347,33 @@ STATE = (
     ),
     Invariant(
         "Who waits while connecting fails is not made to wait for a long backoff.",
+        lambda v: not v.needs_probe() or v.core.due <= max(v.now, v.core.failed_at + v.interval),
+    ),
+    # Dead connections, and servers that do not answer
+    Invariant(
+        "While one was found dead and the idle ones were not looked at, none is lent without.",
+        lambda v: not v.core.suspicious or v.core.bypass < 0,
+    ),
+    Invariant(
+        "After one was found dead, maintenance looks at the idle ones at once.",
+        lambda v: not (v.open and v.core.suspicious) or v.core.due <= v.now,
+    ),
+    Invariant(
+        "An attempt to connect that is not answered is joined by a second one.",
         lambda v: (
-            not v.needs_probe() or v.core.due <= max(v.now, v.core.failed_at + PROBE_INTERVAL)
+            not v.needs_second() or v.core.due <= max(v.now, v.core.probed_at + PROBE_PATIENCE)
+        ),
+    ),
+    Invariant(
+        "Who would wait for ever, since all who hold connections wait, is told so at once.",
+        lambda v: not v.world.deadlocked(),
+    ),
+    Invariant(
+        "What a worker does has a deadline, and maintenance is due by then.",
+        lambda v: (
+            not v.open
+            or v.world.preempted
+            or (all(e.deadline >= v.core.due for e in v.everywhere) and v.all_timed())
         ),
     ),
     Invariant(
@@ -321,24 +397,60 @@ STATE = (
 )
 
 
-class Queue:
-    """Who waits, before a step."""
+class Step:
+    """One move: what was so before it, and whether what is so after it follows."""
 
-    def __init__(self, world: World) -> None:
-        self.waiting: list[ModelWaiter] = list(world.core.waiting)
+    def __init__(self, world: World, move: Move) -> None:
+        core = world.core
+        self._world = world
+        self._waiting: list[ModelWaiter] = list(core.waiting)
+        self._opening: int = core.opening
+        self._failing = core.failures > 0
+        self._others = len(core.entries) - 1
+        self._maintains = move.action == "maintains"
+        self._attempt = move.action == "fails" and world.tasks[move.number].opens
+        verdict = world.config.verdict
+        again = verdict is Verdict.CREDENTIALS and world.config.fresh and not self._failing
+        self._final = verdict in (Verdict.REJECTED, Verdict.CREDENTIALS) and not again
 
-    def overtaken(self, world: World) -> bool:
-        """Whether somebody was served in the step while one who came earlier still waits."""
-        still = [waiter in world.core.waiting for waiter in self.waiting]
+    def violated(self) -> str | None:
+        """What does not follow."""
+        if self._overtaken():
+            return "Nobody overtakes: clients are served in order of arrival."
+        if self._maintains and any(e.conn.state == "broken" for e in self._world.core.idle):
+            return "When maintenance has looked at the idle connections, none of them is dead."
+        if self._crowds():
+            return "While connecting fails there are two attempts at most, or one if it is crowded."
+        if self._attempt and self._final and not self._others and self._left():
+            return "When connecting has failed for good, and nothing is open, who waits is told."
+        if self._attempt and (self._others or not self._final) and self._told():
+            return "Nobody is refused because of an attempt while there is something to wait for."
+        return None
+
+    def _overtaken(self) -> bool:
+        """Whether somebody was served while one who came earlier still waits."""
+        still = [waiter in self._world.core.waiting for waiter in self._waiting]
         first = still.index(True) if True in still else len(still)
-        return any(waiter.entry is not None for waiter in self.waiting[first:])
+        return any(waiter.entry is not None for waiter in self._waiting[first:])
 
+    def _crowds(self) -> bool:
+        """Whether an attempt was added to as many as there should be."""
+        core = self._world.core
+        most = 1 if core.crowded else 2
+        return bool(self._failing and core.failures and core.opening > max(self._opening, most))
 
-#: Of every step.
-OVERTAKEN = "Nobody overtakes: clients are served in order of arrival."
+    def _left(self) -> bool:
+        return any(waiter in self._world.core.waiting for waiter in self._waiting)
+
+    def _told(self) -> bool:
+        return self._world.core.retrying and any(waiter.error for waiter in self._waiting)
+
 
 #: Of the whole graph of states.
-LIVENESS = "From every state, without further mishaps, everybody is served or timed out in the end."
+LIVENESS = (
+    "From every state, without further mishaps, everybody is served or timed out in the end, and"
+    " every suspicion ends."
+)
 
 
 def violated(view: View) -> str | None:

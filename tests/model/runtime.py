@@ -48,7 +48,19 @@ class Lock:
 class ModelWaiter:
     """A waiter that remembers that it was woken; the explorer lets it go on some time later."""
 
-    __slots__ = ("_runtime", "arrival", "conn", "entry", "error", "ready", "since", "woken")
+    __slots__ = (
+        "_runtime",
+        "arrival",
+        "claim",
+        "conn",
+        "deadline",
+        "entry",
+        "error",
+        "holder",
+        "ready",
+        "since",
+        "woken",
+    )
 
     def __init__(self, runtime: ModelRuntime, arrival: int) -> None:
         self._runtime = runtime
@@ -57,7 +69,9 @@ class ModelWaiter:
         self.conn: Any = None
         self.error: BaseException | None = None
         self.ready = False
-        self.since = 0.0
+        self.since = self.deadline = 0.0
+        self.holder = None
+        self.claim = runtime.asking
         self.woken = False
 
     async def wait(self, timeout: float | None) -> None:
@@ -93,11 +107,12 @@ class ModelRuntime:
         self.spawned = 0
         self.arrivals = 0
         self.ended = False  # nothing suspends any more
+        self.asking: Any = None  # the client whose flow runs, where that matters
         self._chance = chance
 
     def now(self) -> float:
-        """Seconds since the world began."""
-        return self.time
+        """Seconds since the world began; each answer is an object of its own, as a clock's."""
+        return self.time + 0.0
 
     def chance(self) -> float:
         """Always the same number."""
@@ -113,6 +128,11 @@ class ModelRuntime:
         if key not in self.jobs:
             self.spawned += 1
             self.jobs[key] = PendingJob(self.spawned, key, job, opening)
+
+    def give_up(self, key: object) -> None:
+        """Nothing to do: any number of jobs may run."""
+
+    abandoned = 0
 
     def alarm(self, at: float) -> None:
         """Nothing to do: the world reads `core.due` itself."""

@@ -44,12 +44,12 @@ class Mutation:
         return mock.patch.object(self.owner, self.name, scope[self.name])
 
 
-DECIDES = "timed_out = core.expire(waiter, runtime.now())"
+DECIDES = "if core.expire(waiter, now):"
 
 SEEDS: dict[str, tuple[str, list[Mutation]]] = {
     "a client decides without the core that its time is up": (
         "a client times out while it is served",
-        [Mutation(Flows, "_queue", {DECIDES: "timed_out = waiter.conn is None"})],
+        [Mutation(Flows, "_queue", {DECIDES: "if waiter.conn is None:"})],
     ),
     "a client decides by whether it was woken": (
         "a client times out while it is served",
@@ -60,14 +60,14 @@ SEEDS: dict[str, tuple[str, list[Mutation]]] = {
                 "_queue",
                 {
                     "await waiter.wait(": "woken = await waiter.wait(",
-                    DECIDES: "timed_out = core.expire(waiter, runtime.now()) or not woken",
+                    DECIDES: "if core.expire(waiter, now) or not woken:",
                 },
             ),
         ],
     ),
     "a client that times out stays in the queue": (
         "two clients time out while one is served",
-        [Mutation(Flows, "_queue", {DECIDES: "timed_out = waiter in core.waiting"})],
+        [Mutation(Flows, "_queue", {DECIDES: "if waiter in core.waiting:"})],
     ),
     "a connection is checked in without the lock": (
         "three clients share one connection",
@@ -99,7 +99,7 @@ SEEDS: dict[str, tuple[str, list[Mutation]]] = {
                 {
                     "with self._lock:": "empty = not self._jobs\n    with self._lock:",
                     "while not self._jobs:": "while empty or not self._jobs:",
-                    "self._waiting += 1": "empty = False; self._waiting += 1",
+                    "woken = not": "empty = False; woken = not",
                 },
             )
         ],

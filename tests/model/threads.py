@@ -65,6 +65,28 @@ class Carrier:
             self.body()
 
 
+class Holder:
+    """Stands in for the `Holder` that each thread has."""
+
+    ident = 0
+    alive = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Mine:
+    """Stands in for `forebay._threads.mine`, where a thread finds its holder."""
+
+    def __init__(self, baton: Baton) -> None:
+        self._baton = baton
+
+    @property
+    def holder(self) -> Holder:
+        """That of the thread whose turn it is."""
+        return self._baton.current.holder
+
+
 class Thread:
     """Stands in for `threading.Thread`."""
 
@@ -82,6 +104,7 @@ class Thread:
         self.daemon = daemon
         self.client = client
         self.cancellable = False
+        self.holder = Holder(name)
         self.turn = threading.Lock()
         self.alive = False
         self.error: BaseException | None = None
@@ -537,15 +560,20 @@ def _instrumented(stage: Stage) -> Iterator[None]:
         enter(mock.patch("forebay._threads.time", SimpleNamespace(monotonic=baton.clock.now)))
         enter(mock.patch("forebay._threads.allocate_lock", partial(Lock, baton)))
         enter(mock.patch("forebay._threads.RLock", partial(Lock, baton)))
+        for module in ("_threads", "_thread_door"):
+            enter(mock.patch(f"forebay.{module}.mine", Mine(baton)))
         for name in TRANSITIONS:
             enter(mock.patch.object(Core, name, _locked(stage, getattr(Core, name))))
         yield
 
 
+#: Called with the lock held already, with no pool about, or about an entry that nobody else has.
+UNLOCKED = ("audit", "reset_counters", "doubtful", "use")
+
 TRANSITIONS = tuple(
     name
     for name, _ in inspect.getmembers(Core, inspect.isfunction)
-    if not name.startswith("_") and name not in ("audit", "reset_counters")
+    if not name.startswith("_") and name not in UNLOCKED
 )
 
 
