@@ -196,7 +196,7 @@ class Door:
         # Read on the hot path: one attribute instead of two.
         self._lock = runtime.lock
         self._now = runtime.now
-        self._unclean = driver.unclean
+        self._unclean = driver.unclean if reset is None else _always
         self._reset = reset
         self._implicitly_open = False
         self._record_lines = bool(record_lines)
@@ -364,3 +364,9 @@ def _expect_uses(max_uses: Any) -> None:
         raise TypeError(f"max_uses must be a whole number, not {max_uses!r}; 0 sets no bound")
     if max_uses < 0:
         raise ValueError(f"max_uses must be 0 or more, not {max_uses!r}; 0 sets no bound")
+
+
+def _always(conn: Any) -> bool:
+    """What `unclean` says where a worker must have each connection: `reset=` is set."""
+    del conn
+    return True

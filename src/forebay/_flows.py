@@ -194,10 +194,14 @@ class Flows:
             self._log("discarding a connection that came back %s", str(conn))
         await self.conclude(effects)
 
-    def heed(self, entry: Entry, error: BaseException) -> None:
-        """A lease ends by `error`; if a write was refused, a worker asks the server what it is."""
-        if self.core.writable and self.driver.refuses_writes(error):
-            entry.chore = ROLE
+    def heed(self, entry: Entry, error: BaseException) -> bool:
+        """A lease ends by `error`; true if a write was refused: a worker asks the server why."""
+        if entry.place is not LENT or not self.core.writable:
+            return False
+        if not self.driver.refuses_writes(error):
+            return False
+        entry.chore = ROLE
+        return True
 
     async def conclude(self, effects: Effects) -> None:
         """Carry out what a return asks; a closed pool has no workers: then it is done here."""

@@ -6,7 +6,7 @@ import random
 import threading
 import time
 import weakref
-from _thread import RLock
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -56,9 +56,8 @@ class Inline:
 
         It must not keep its pool alive.
         """
-        # Held for microseconds, never during I/O; always taken by `with`, and reentrant, as in
-        # _threads.py.
-        self.lock = RLock()
+        # Held for microseconds, never during I/O; always taken by `with`, as in _threads.py.
+        self.lock = allocate_lock()
         self._maintain = maintain
         self._mine = threading.local()
 

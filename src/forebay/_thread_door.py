@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ._door import Door
-from ._entry import ROLE
 from ._fork import Dormant, Inherited
 from ._runtime import run_sync
 from ._stacks import acquiring_line
@@ -90,9 +89,11 @@ class Lease(Generic[C]):
         try:
             return self._end(conn, exc_type, exc, traceback)
         finally:
-            if exc is not None:
-                pool._flows.heed(entry, exc)
-            self._put_back(conn)
+            if exc is not None and pool._flows.heed(entry, exc):
+                conn._pool = None
+                run_sync(pool._flows.release(entry, conn))
+            else:
+                self._put_back(conn)
             self._conn = None
 
     def __del__(self) -> None:
@@ -188,7 +189,7 @@ class ThreadDoor(Door, Generic[C]):
         if self._is_inside():
             return  # a finalizer, inside a transition of its own thread: to drop it is to return it
         lent._pool = None
-        if self._unclean(conn) or self._reset is not None or entry.chore is ROLE:
+        if self._unclean(conn):
             run_sync(self._flows.release(entry, conn))
             return
         with self._lock:

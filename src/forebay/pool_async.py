@@ -14,7 +14,6 @@ from psycopg import AsyncConnection, Connection
 
 from ._asyncio import Asyncio
 from ._door import Door
-from ._entry import ROLE
 from ._fork import Inherited
 from ._stacks import acquiring_line
 from .drivers.psycopg import AsyncPsycopg, check_connection_async
@@ -126,9 +125,11 @@ class AsyncLease(Generic[ACT]):
         try:
             return await self._end(conn, exc_type, exc, traceback)
         finally:
-            if exc is not None:
-                pool._flows.heed(entry, exc)
-            await self._put_back(conn)
+            if exc is not None and pool._flows.heed(entry, exc):
+                conn._pool = None
+                await pool._flows.release(entry, conn)
+            else:
+                await self._put_back(conn)
             self._conn = None
 
     def __del__(self) -> None:
@@ -321,7 +322,7 @@ class AsyncConnectionPool(Door, Generic[ACT]):
                 return  # the parent process has it
             raise self._stranger(conn)
         lent._pool = None
-        if self._unclean(conn) or self._reset is not None or entry.chore is ROLE:
+        if self._unclean(conn):
             await self._flows.release(entry, conn)
             return
         effects = self._core.checkin(entry, conn, self._now())

@@ -18,7 +18,6 @@ import pytest
 
 from forebay import NullConnectionPool, PoolTimeout
 from forebay._core import Core, Phase
-from forebay._entry import Chore
 
 from .invariants import violations
 from .one_thread import Stage
@@ -570,12 +569,10 @@ def a_pool_connects_to_a_standby(stage: Stage) -> Made:
 @scenario
 def a_primary_becomes_a_standby(stage: Stage) -> Made:
     pool = filled(stage)
-    conn = pool.getconn()
-    pool._flows.driver.entry(conn).chore = Chore.ROLE
-    conn.in_recovery = True
-    lent = [conn]
-    del conn
-    return pool, then(lambda: pool.putconn(lent.pop()), stage.play)
+    error = psycopg.errors.ReadOnlySqlTransaction("a write was refused")
+    lease = pool.connection()
+    lease.__enter__().in_recovery = True
+    return pool, then(lambda: lease.__exit__(type(error), error, None), stage.play)
 
 
 # The pool ------------------------------------------------------------------------------------
@@ -786,7 +783,8 @@ def serve(stage: Stage, pool: Any) -> Iterator[str]:
         return
     if len({conn.number for conn in conns}) < len(conns):
         yield "a connection is lent twice"
-    if any(conn.closed or pool._unclean(conn) for conn in conns):
+    unclean = pool._flows.driver.unclean
+    if any(conn.closed or unclean(conn) for conn in conns):
         yield "a connection is lent that is not good"
     pool._flows.reset = pool._reset = None
     for conn in conns:

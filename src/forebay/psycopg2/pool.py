@@ -138,8 +138,7 @@ class AbstractConnectionPool:
     close_returns = False
     # What a lease asks of its pool: these lend and take back by their own verbs only.
     _quick = _swift = False
-    #: Whether a finalizer asks that runs inside a transition of its own thread.
-    _is_inside: Callable[[], bool]
+    _is_inside = staticmethod(bool)
 
     def __init__(
         self,
@@ -182,7 +181,6 @@ class AbstractConnectionPool:
         )
         runtime = self._new_runtime()
         self._lock = runtime.lock
-        self._is_inside = runtime.lock._is_owned
         self._now = runtime.now
         self._flows = Flows(
             core,
@@ -207,8 +205,6 @@ class AbstractConnectionPool:
         self._core = renewed_core(self._core)
         self._flows = renewed_flows(self._flows, self._core, self._new_runtime())
         self._lock = self._flows.runtime.lock
-        lock: Any = self._lock
-        self._is_inside = lock._is_owned
         self._used, self._rused = {}, {}
 
     @property
@@ -316,8 +312,6 @@ class AbstractConnectionPool:
         ):
             self._put_away(conn, key, close)
             return
-        if self._is_inside():
-            return  # a finalizer: to drop the connection is to return it
         conn._pool = None
         with self._lock:
             effects = self._core.checkin(entry, conn, self._now())
