@@ -14,8 +14,9 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg import sql
 
-from forebay import _embedded
+from forebay import _embedded, _watchdog
 from forebay._embedded import (
     EmbeddedPostgres,
     EmbeddedPostgresError,
@@ -260,6 +261,155 @@ def test_an_owner_that_is_killed_leaves_nothing(
     owner.send_signal(number)
     assert owner.wait() == -number
     wait_until_gone(pid, home)
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """Give a process that has nothing to do with any server; it leads a session, as a server does.
+
+    It ignores SIGQUIT if it is told to by a line.
+    """
+    program = "read line; trap '' QUIT; echo; exec sleep 60"
+    with subprocess.Popen(
+        ["/bin/sh", "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        yield process
+        process.kill()
+
+
+def make_deaf(sleeper: subprocess.Popen[bytes]) -> None:
+    """Tell it to ignore SIGQUIT."""
+    assert sleeper.stdin is not None
+    assert sleeper.stdout is not None
+    sleeper.stdin.write(b"\n")
+    sleeper.stdin.flush()
+    sleeper.stdout.readline()
+
+
+def run_on(server: EmbeddedPostgres, program: str) -> None:
+    """Run a program under the server's account, as each superuser of the database can."""
+    with psycopg.connect(server.dsn, autocommit=True) as session:
+        session.execute(sql.SQL("copy (select 1) to program {}").format(program))
+
+
+def end_watchdog(server: EmbeddedPostgres) -> None:
+    """Let the watchdog see what it sees when its owner is killed."""
+    assert server._watchdog is not None
+    assert server._watchdog.stdin is not None
+    server._watchdog.stdin.close()
+    server._watchdog.wait(30)
+
+
+def test_the_watchdog_ends_the_server_and_not_what_its_files_name(
+    sleeper: subprocess.Popen[bytes],
+) -> None:
+    """The pid file is the server's account's, and the watchdog may be root."""
+    with EmbeddedPostgres() as server:
+        home, lock = home_of(server), server.data / "postmaster.pid"
+        run_on(server, f"sed -i '1s/.*/{sleeper.pid}/' {lock}; cat {lock} > /dev/null")
+        assert lock.read_text().split()[0] == str(sleeper.pid)
+        end_watchdog(server)
+        assert server._postmaster is not None
+        assert server._postmaster.wait(30) is not None
+        assert not home.exists()
+        assert sleeper.poll() is None
+
+
+def test_closing_goes_through_no_link_of_the_server(tmp_path: Path) -> None:
+    """Whoever is the server's account puts another server's directory in the place of its own."""
+    other = tmp_path / "postmaster.pid"
+    other.write_text("somebody else's")
+    with EmbeddedPostgres() as server:
+        home, data = home_of(server), server.data
+        run_on(server, f"cat > /dev/null; mv {data} {data}.moved; ln -s {tmp_path} {data}")
+        assert data.resolve() == tmp_path
+    assert other.read_text() == "somebody else's"
+    assert not home.exists()
+
+
+def test_a_pid_file_that_is_no_file_is_not_read(tmp_path: Path) -> None:
+    """A pipe would hold us up for ever, a link show us what the server's account may not see."""
+    path = tmp_path / "postmaster.pid"
+    assert _embedded._read_lines(path) == []
+    path.write_text("1\n2\n")
+    assert _embedded._read_lines(path) == ["1", "2"]
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    assert _embedded._read_lines(link) == []
+    assert _embedded._read_lines(tmp_path) == []
+    path.unlink()
+    os.mkfifo(path)
+    assert _embedded._read_lines(path) == []
+    path.unlink()
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    assert len(_embedded._read_lines(path)[0]) < 1 << 20
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_the_watchdog_ends_what_its_owner_named_last(
+    sleeper: subprocess.Popen[bytes], ended: bool, tmp_path: Path
+) -> None:
+    """Nothing, where the owner has said that it has ended: the number may be somebody else's."""
+    directory = tmp_path / "home"
+    directory.mkdir()
+    watchdog = _embedded._start_watchdog(directory)
+    with watchdog:
+        assert watchdog.stdin is not None
+        assert watchdog.stdout is not None
+        for pid in [sleeper.pid, *[0] * ended]:
+            watchdog.stdin.write(b"%d\n" % pid)
+            watchdog.stdin.flush()
+            assert watchdog.stdout.read(1)
+        threading.Timer(0.2, sleeper.poll).start()
+    assert sleeper.poll() == (None if ended else -signal.SIGQUIT)
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize("handles", [True, False])
+def test_the_watchdog_ends_what_it_holds(
+    sleeper: subprocess.Popen[bytes], handles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a handle, or by the number where the system has no handles."""
+    if not handles:
+        monkeypatch.delattr(os, "pidfd_open", raising=False)
+    threading.Timer(0.2, sleeper.poll).start()  # reaps it, as process 1 would
+    process = _watchdog.Process(sleeper.pid)
+    process.end()
+    process.release()
+    assert sleeper.wait() == -signal.SIGQUIT
+
+
+def test_the_watchdog_kills_what_does_not_end(
+    sleeper: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that has stopped to listen leaves nothing either."""
+    make_deaf(sleeper)
+    monkeypatch.setattr(_watchdog, "_PATIENCE", 0.1)
+    _watchdog.Process(sleeper.pid).end()
+    assert sleeper.wait() == -signal.SIGKILL
+
+
+def test_the_watchdog_holds_no_process_that_is_gone(sleeper: subprocess.Popen[bytes]) -> None:
+    """Its number may be another process's by now."""
+    sleeper.kill()
+    sleeper.wait()
+    with pytest.raises(ProcessLookupError):
+        _watchdog.Process(sleeper.pid)
+
+
+def test_without_handles_the_watchdog_spares_what_leads_no_session(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The server does, so this number is another process's by now."""
+    monkeypatch.delattr(os, "pidfd_open", raising=False)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        _watchdog.Process(process.pid).end()
+        assert process.poll() is None
+        process.kill()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has to become somebody else")

@@ -72,20 +72,7 @@ _PORTS = range(20_000, 30_000)
 # sun_path has 108 bytes on Linux and 104 elsewhere, one of them for the final zero.
 _SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103
 
-# Waits until its standard input closes, which the system does for us even on SIGKILL. A clean stop
-# has removed postmaster.pid by then; if it is there, the server lost its owner.
-_WATCHDOG = """
-cat > /dev/null
-file=$1/run/data/postmaster.pid
-pid=$(sed -n '1s/^\\([0-9][0-9]*\\)$/\\1/p' "$file" 2> /dev/null)
-if [ -n "$pid" ]; then
-    kill -QUIT "$pid"
-    kill -CONT "$pid"
-    tries=0
-    while [ -e "$file" ] && [ $tries -lt 100 ]; do sleep 0.1; tries=$((tries + 1)); done
-fi 2> /dev/null
-rm -rf "$1" 2> /dev/null || { sleep 1; rm -rf "$1"; }
-"""
+_WATCHDOG = Path(__file__).with_name("_watchdog.py")
 
 
 class EmbeddedPostgresError(RuntimeError):
@@ -227,6 +214,7 @@ class EmbeddedPostgres:
                 f"{self.log_tail()}"
             ) from None
         self._postmaster = None
+        self._tell_watchdog(0)
 
     def restart(self, mode: StopMode = "fast") -> None:
         """Stop the server as `stop` does and start it again."""
@@ -240,17 +228,13 @@ class EmbeddedPostgres:
         """
         try:
             self.stop("immediate")  # the quickest: nobody will read the data
-            if self._home is not None:
-                # A crashed server leaves the file. By the time the watchdog reads it, the process
-                # id may be somebody else's.
-                (self.data / "postmaster.pid").unlink(missing_ok=True)
         finally:
             self._postmaster = None
             self._home = None
             if self._watchdog is not None:
                 watchdog, self._watchdog = self._watchdog, None
-                # It is the one that removes the directory, and kills what did not stop.
-                watchdog.communicate()
+                with contextlib.suppress(BrokenPipeError), watchdog:
+                    pass  # it is the one that removes the directory, and kills what did not stop
 
     # --- the directory ------------------------------------------------------------------
 
@@ -303,7 +287,7 @@ class EmbeddedPostgres:
     def _spawn(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
         account = self._account
         with (self._directory / "server.log").open("ab") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [self.binaries / program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,  # to see when it closes, see `stop`
@@ -317,10 +301,24 @@ class EmbeddedPostgres:
                 group=account and account.pw_gid,
                 extra_groups=account and [],
             )
+        self._tell_watchdog(process.pid)
+        return process
+
+    def _tell_watchdog(self, pid: int) -> None:
+        """Say which process it has to end, 0 for none, and wait until it knows that one."""
+        if self._watchdog is None or self._watchdog.poll() is not None:
+            return  # somebody has ended it, and the server can do without
+        assert self._watchdog.stdin is not None
+        assert self._watchdog.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._watchdog.stdin.write(b"%d\n" % pid)
+            self._watchdog.stdin.flush()
+            self._watchdog.stdout.read(1)
 
     def _run_program(self, program: str, *arguments: str) -> None:
         process = self._spawn(program, *arguments)
         process.communicate()
+        self._tell_watchdog(0)
         if process.returncode != 0:
             raise EmbeddedPostgresError(f"{program} failed:\n{self.log_tail()}")
 
@@ -340,10 +338,7 @@ class EmbeddedPostgres:
 
         It is what ``pg_ctl`` reads too. Trying to connect instead would add sessions and log lines.
         """
-        try:
-            lines = (self.data / "postmaster.pid").read_text().splitlines()
-        except FileNotFoundError:
-            return False
+        lines = _read_lines(self.data / "postmaster.pid")
         # The process id tells the file from one that a killed predecessor left behind.
         return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
 
@@ -472,10 +467,26 @@ def _copy_for_everyone(binaries: Path, target: Path) -> Path:
     return copy / "bin"
 
 
+def _read_lines(path: Path) -> list[str]:
+    """Return the lines of a small file, none if it is anything else.
+
+    We may be root, and the server's account can put a pipe, a link or an endless file there.
+    """
+
+    def look(name: str, _flags: int) -> int:
+        return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+
+    with contextlib.suppress(OSError), open(path, "rb", opener=look) as file:
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file.read(4096).decode(errors="replace").splitlines()
+    return []
+
+
 def _start_watchdog(home: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        ["/bin/sh", "-c", _WATCHDOG, "forebay-watchdog", home],
+        [sys.executable, "-I", "-S", _WATCHDOG, home],
         stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         cwd="/",
         start_new_session=True,  # Ctrl-C in our terminal must not end it before us
     )
