@@ -28,6 +28,7 @@ def test_the_public_names_are_these() -> None:
         "PoolRejected",
         "PoolTimeout",
         "TooManyRequests",
+        "install_as_psycopg2_pool",
         "install_as_psycopg_pool",
     }
 

@@ -206,15 +206,7 @@ def test_a_module_imports_only_what_its_layer_allows(module: str) -> None:
 
 def test_every_module_of_the_pool_has_its_layer() -> None:
     """A new module is put into a layer before it is used."""
-    others = {
-        "__init__",
-        "__main__",
-        "_embedded",
-        "_migration",
-        "_watchdog",
-        "psycopg_pool",
-        "testing",
-    }
+    others = {"__init__", "__main__", "_embedded", "_migration", "_watchdog", "testing"}
     files = [*SOURCE.glob("*.py"), *SOURCE.glob("psycopg2/*.py")]
     modules = {str(path.relative_to(SOURCE).with_suffix("")) for path in files}
     assert modules - others == ALLOWED.keys()
@@ -235,9 +227,9 @@ def test_only_drivers_and_doors_import_a_driver() -> None:
 
 def test_the_run_time_needs_only_the_standard_library_and_the_driver() -> None:
     """Nothing is installed with the pool but psycopg; psycopg2 is an extra."""
-    siblings = {path.stem for path in SOURCE.rglob("*.py")} | {"drivers"}
+    siblings = {path.stem for path in SOURCE.rglob("*.py")} | {"drivers", "psycopg_pool"}
     allowed = sys.stdlib_module_names | {"psycopg", "psycopg2"} | siblings
-    folders = ("*.py", "drivers/*.py", "psycopg2/*.py")
+    folders = ("*.py", "drivers/*.py", "psycopg2/*.py", "psycopg_pool/*.py")
     files = {path for folder in folders for path in SOURCE.glob(folder)} - {SOURCE / "__main__.py"}
     for path in files:
         assert imports(path) <= allowed, path

@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ._migration import install_as_psycopg_pool
+    from ._migration import install_as_psycopg2_pool, install_as_psycopg_pool
     from .drivers.psycopg import (
         PoolClosed,
         PoolDeadlock,
@@ -29,6 +29,7 @@ __all__ = [
     "PoolRejected",
     "PoolTimeout",
     "TooManyRequests",
+    "install_as_psycopg2_pool",
     "install_as_psycopg_pool",
 ]
 
@@ -43,6 +44,7 @@ _HOMES = {
     "PoolRejected": ".drivers.psycopg",
     "PoolTimeout": ".drivers.psycopg",
     "TooManyRequests": ".drivers.psycopg",
+    "install_as_psycopg2_pool": "._migration",
     "install_as_psycopg_pool": "._migration",
 }
 
