@@ -6,16 +6,23 @@ It is the rule of the documents, applied by the import system: an import of `psy
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 
 #: What Forebay can stand for, and the library that each needs.
 DRIVERS = {"psycopg_pool": "psycopg", "psycopg2.pool": "psycopg2", "psycopg2_pool": "psycopg2"}
+
+#: The environment variable that says what is installed in programs started by `forebay run`.
+VARIABLE = "FOREBAY_INSTALL"
+
+_HOOK = str(Path(__file__).with_name("_hook"))
 
 
 def install_as_psycopg_pool() -> None:
@@ -49,6 +56,16 @@ def install_as_psycopg2_pool(*modules: str) -> None:
     install(modules or both)
 
 
+def install_from_environment() -> None:
+    """Install what `FOREBAY_INSTALL` names, if it is set; again is harmless.
+
+    Raises:
+        RuntimeError: an original was imported already; nothing is changed.
+        ValueError: for a name that Forebay cannot stand for.
+    """
+    install(parse(os.environ.get(VARIABLE, "")))
+
+
 def install(names: Iterable[str]) -> None:
     """Make imports of some of `DRIVERS` mean Forebay, in this process; errors as above."""
     names = list(names)
@@ -57,11 +74,39 @@ def install(names: Iterable[str]) -> None:
         if present is not None and getattr(present, "__name__", None) != f"forebay.{name}":
             raise RuntimeError(
                 f"{name} was imported already, from {getattr(present, '__file__', None)}: install"
-                " Forebay before the first import of it"
+                " Forebay before the first import of it, or start the program by"
+                " python -m forebay run -- COMMAND"
             )
     _finder.names.update(names)
     if _finder.names and _finder not in sys.meta_path:
         sys.meta_path.insert(0, _finder)
+
+
+def parse(text: str) -> list[str]:
+    """Give the names of a list with commas.
+
+    Raises:
+        ValueError: for a name that Forebay cannot stand for.
+    """
+    names = [name for name in (part.strip() for part in text.split(",")) if name]
+    for name in names:
+        if name not in DRIVERS:
+            raise ValueError(f"expected names of {','.join(DRIVERS)}, got {name!r}")
+    return names
+
+
+def environment(names: Iterable[str], present: Mapping[str, str]) -> dict[str, str]:
+    """Give the variables by which Python programs start with Forebay installed under `names`.
+
+    They go on to the programs that such a program starts.
+
+    Args:
+        names: some of `DRIVERS`.
+        present: the environment that they are added to.
+    """
+    given = present.get("PYTHONPATH")
+    paths = [path for path in given.split(os.pathsep) if path != _HOOK] if given else []
+    return {VARIABLE: ",".join(names), "PYTHONPATH": os.pathsep.join([_HOOK, *paths])}
 
 
 class _Finder:

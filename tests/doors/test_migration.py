@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import tomllib
+import venv
 from pathlib import Path
 from textwrap import dedent
 
@@ -260,6 +265,7 @@ def test_install_comes_too_late_when_the_original_is_imported(original: str, cal
     said = run(program)
     assert said.startswith(f"{original} was imported already, from None: ")
     assert "before the first import of it" in said
+    assert "python -m forebay run -- COMMAND" in said
 
 
 # psycopg2 --------------------------------------------------------------------------------------
@@ -515,3 +521,221 @@ def test_by_its_own_name_forebay_logs_to_its_own_logger() -> None:
         print(len(own.records), {record.name for record in root.records})
         """
     assert logged(program) == "0 {'forebay'}"
+
+
+# forebay run -----------------------------------------------------------------------------------
+
+#: Says what three imports mean.
+WHOSE = """
+import sys
+import psycopg2.pool, psycopg2_pool, psycopg_pool
+print(*(m.__name__.startswith("forebay.") for m in (psycopg_pool, psycopg2.pool, psycopg2_pool)))
+print(*sys.argv[1:])
+"""
+ALL = "True True True"
+
+
+def forebay_run(
+    *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Call `python -m forebay run`."""
+    paths = [*sys.path[1:], environment.pop("PYTHONPATH", "")]
+    return subprocess.run(
+        [sys.executable, "-m", "forebay", "run", *arguments],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=cwd,
+    )
+
+
+def script(path: Path, program: str) -> Path:
+    """Write a command that runs in this interpreter, as package managers do."""
+    path.write_text(f"#!{sys.executable}\n{program}")
+    path.chmod(0o755)
+    return path
+
+
+def test_run_serves_a_program_by_its_own_command(tmp_path: Path) -> None:
+    """A command on the PATH gets Forebay, and its arguments, whatever they look like."""
+    script(tmp_path / "worker", WHOSE)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    for separator in (["--"], []):
+        arguments = ["--only", "a", "--", "--help", ""]
+        done = forebay_run(*separator, "worker", *arguments, PATH=path)
+        assert (done.stdout, done.stderr) == (f"{ALL}\n--only a -- --help \n", "")
+
+
+@pytest.mark.parametrize("form", ["file", "module", "text", "child"])
+def test_run_serves_every_way_to_start_python(form: str, tmp_path: Path) -> None:
+    """`python file.py`, `python -m module`, `python -c`, and what another program starts."""
+    module = tmp_path / "program.py"
+    module.write_text(WHOSE)
+    python = sys.executable
+    command = {
+        "file": [python, str(module), "x"],
+        "module": [python, "-m", "program", "x"],
+        "text": [python, "-c", WHOSE, "x"],
+        "child": ["sh", "-c", f"{python} {module} x; true"],
+    }[form]
+    done = forebay_run("--", *command, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == (f"{ALL}\nx\n", "")
+
+
+@pytest.mark.parametrize("how", ["option", "variable"])
+def test_run_installs_only_what_is_asked_for(how: str) -> None:
+    """By an option, or by the environment; the other originals stay."""
+    option = ["--only", "psycopg_pool, psycopg2_pool"] if how == "option" else []
+    variable = "psycopg_pool,psycopg2_pool" if how == "variable" else ""
+    done = forebay_run(*option, "--", sys.executable, "-c", WHOSE, FOREBAY_INSTALL=variable)
+    assert (done.stdout, done.stderr) == ("True False True\n\n", "")
+
+
+def test_the_variables_alone_do_the_same() -> None:
+    """`forebay env` prints them, for a place where the command cannot be changed."""
+    command = [sys.executable, "-m", "forebay", "env", "--only", "psycopg2_pool"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    variables = dict(line.split("=", 1) for line in shlex.split(printed))
+    assert variables["FOREBAY_INSTALL"] == "psycopg2_pool"
+    hook = variables["PYTHONPATH"].split(os.pathsep)[0]
+    program = "import psycopg2_pool; print(psycopg2_pool.__name__)"
+    for value, name in (("psycopg2_pool", "forebay.psycopg2_pool"), ("", "psycopg2_pool")):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([hook, *sys.path[1:]]),
+            "FOREBAY_INSTALL": value,
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+        )
+        assert (done.stdout.strip(), done.stderr) == (name, "")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_run_leaves_the_sitecustomize_of_the_program_in_force(fails: bool, tmp_path: Path) -> None:
+    """It is run too, under its name, and its error is Python's to report; the path is as before."""
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys; sys.mine = __name__, __file__; assert not {fails}, 'its own'"
+    )
+    (tmp_path / "beside.py").write_text("name = 'beside'")
+    program = (
+        "import sys, beside; print(*sys.mine, beside.name);"
+        "print(sum('_hook' in path for path in sys.path));"
+        "print(getattr(sys.modules.get('sitecustomize'), '__file__', None))"
+    )
+    done = forebay_run("--", sys.executable, "-c", program, PYTHONPATH=str(tmp_path))
+    file = str(tmp_path / "sitecustomize.py")
+    expected = f"sitecustomize {file} beside\n0\n{None if fails else file}\n"
+    assert done.stdout == expected
+    assert ("AssertionError: its own" in done.stderr) == fails
+
+
+@pytest.mark.parametrize("value", ["psycopg2_pool", ""])
+def test_opentelemetry_calls_the_hook_that_it_displaces(value: str) -> None:
+    """`opentelemetry-instrument` runs no other `sitecustomize`, and has a place for this."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    entry = project["entry-points"]["opentelemetry_pre_instrument"]["forebay"]
+    program = f"""
+        import os, sys
+        from importlib.metadata import EntryPoint
+        os.environ["FOREBAY_INSTALL"] = "{value}"
+        finders = len(sys.meta_path)
+        EntryPoint("forebay", "{entry}", "opentelemetry_pre_instrument").load()()
+        print(len(sys.meta_path) - finders)
+        import psycopg2_pool
+        print(psycopg2_pool.__name__)
+        """
+    expected = ["1", "forebay.psycopg2_pool"] if value else ["0", "psycopg2_pool"]
+    assert run(program).split() == expected
+
+
+def test_run_within_run_is_run() -> None:
+    """A program that is started so, and starts another one so, changes nothing twice."""
+    program = "import os; print(os.environ['PYTHONPATH'].count('_hook'))"
+    inner = [sys.executable, "-m", "forebay", "run", "--", sys.executable, "-c", program]
+    done = forebay_run("--", *inner)
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
+def test_run_loads_nothing_for_a_program_that_imports_no_pool() -> None:
+    """Nothing is installed in it but the finder."""
+    loaded = "{'psycopg', 'psycopg2', 'asyncio', 'logging', 'forebay.pool'} & {*sys.modules}"
+    done = forebay_run("--", sys.executable, "-c", f"import sys; print({loaded})")
+    assert (done.stdout, done.stderr) == ("set()\n", "")
+
+
+def test_a_program_that_is_run_may_install_by_itself() -> None:
+    """An application that calls `install_as_psycopg_pool()` after its framework's import."""
+    program = "import psycopg_pool, forebay; forebay.install_as_psycopg_pool(); print('fine')"
+    done = forebay_run("--", sys.executable, "-c", program)
+    assert (done.stdout, done.stderr) == ("fine\n", "")
+
+
+def test_a_command_ends_as_it_ends() -> None:
+    """Its exit code is that of `run`, a signal ends both, and both are one process."""
+    assert forebay_run("--", "sh", "-c", "exit 7").returncode == 7
+    assert forebay_run("--", "sh", "-c", "kill -TERM $$").returncode == -signal.SIGTERM
+    command = [sys.executable, "-m", "forebay", "run", "--", "sh", "-c", "echo $$"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate()[0] == f"{process.pid}\n"
+
+
+def test_a_command_hears_the_signals_that_python_ignores() -> None:
+    """A pipe that closes ends a program that is no Python, as from a shell."""
+    done = forebay_run("--", "sh", "-c", "kill -PIPE $$; echo survived")
+    assert (done.returncode, done.stdout) == (-signal.SIGPIPE, "")
+
+
+def test_a_command_that_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
+    """The exit codes are a shell's."""
+    orphan = tmp_path / "orphan"
+    orphan.write_text("#!/no/such/python\n")
+    orphan.chmod(0o755)
+    plain = tmp_path / "plain"
+    plain.write_text("text")
+    for command, code, said in (
+        ("no-such-command", 127, "no-such-command: command not found: give a path, or"),
+        (str(orphan), 127, f"the interpreter that the first line of {orphan} names is not there"),
+        (str(plain), 126, f"{plain} cannot be run: Permission denied"),
+    ):
+        done = forebay_run("--", command)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--"], ["--only", "psycopg_pool"]])
+def test_run_without_a_command_says_how_it_is_called(arguments: list[str]) -> None:
+    """Usage, and an example."""
+    done = forebay_run(*arguments)
+    assert done.returncode == 2
+    assert "usage: forebay run [--only NAMES] [--] COMMAND ..." in done.stderr
+    assert "forebay run -- procrastinate worker" in done.stderr
+
+
+def test_a_name_that_forebay_cannot_stand_for_is_refused() -> None:
+    """By `run` before it starts anything, and in a program whose environment has it."""
+    said = "expected names of psycopg_pool,psycopg2.pool,psycopg2_pool, got 'asyncpg'"
+    done = forebay_run("--only", "asyncpg", "--", "true")
+    assert done.returncode == 2
+    assert said in done.stderr
+    variable = "import os; os.environ['FOREBAY_INSTALL'] = 'asyncpg';"
+    inner = f"{variable} os.execv({sys.executable!r}, [{sys.executable!r}, '-c', 'print(1)'])"
+    done = forebay_run("--", sys.executable, "-c", inner)
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert done.stderr == f"forebay run: not installed in {sys.executable}: {said}\n"
+
+
+def test_a_python_that_has_no_forebay_says_so_and_goes_on(tmp_path: Path) -> None:
+    """The command's interpreter may be another one: the program runs, and does so loudly."""
+    hook = Path(forebay.__file__).with_name("_hook")
+    environment = {"PYTHONPATH": str(hook), "FOREBAY_INSTALL": "psycopg_pool"}
+    venv.create(tmp_path, symlinks=True)
+    python = tmp_path / "bin" / "python"
+    done = subprocess.run(
+        [python, "-c", "print(1)"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "1\n")
+    assert done.stderr == f"forebay run: not installed in {python}: No module named 'forebay'\n"
