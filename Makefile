@@ -12,7 +12,7 @@ export PIP_ROOT_USER_ACTION = ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format bench docs faults soak mutants model matrix lowest dist clean
+.PHONY: help demo test lint types format bench docs faults soak mutants model matrix strict lowest dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -68,6 +68,11 @@ matrix: ## the suite on every supported Python that is on the PATH
 		echo "== $$python"; \
 		$(MAKE) --no-print-directory test VENV=.venv-$$version PYTHON=$$python || exit 1; \
 	done
+
+strict: $(VENV)/.dev ## the doors under python -X dev -W error, under -O, and on uvloop
+	@$(BIN)/python -X dev -W error -m pytest tests/doors tests/drivers $(PYTEST_ARGS)
+	@$(BIN)/python -O -m pytest tests/doors tests/core $(PYTEST_ARGS)
+	@FOREBAY_LOOP=uvloop $(BIN)/python -m pytest tests/doors $(PYTEST_ARGS)
 
 lowest: ## the suite with the oldest psycopg that is supported
 	@$(MAKE) --no-print-directory .venv-lowest/.lowest VENV=.venv-lowest
