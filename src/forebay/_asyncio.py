@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import random
 import time
 import traceback
@@ -16,15 +15,16 @@ from contextvars import Context, copy_context
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from ._core import INSIDE
+from ._entry import OPENING, RETIRED
 from ._policy import MAINTENANCE_INTERVAL
 from ._runtime import Job
+from ._stacks import called_from
 
 if TYPE_CHECKING:
-    from ._entry import Entry
+    from ._core import Core
+    from ._entry import Entry, Place
     from ._flows import Flows
-
-
-logger = logging.getLogger("forebay")
 
 
 class AsyncWaiter:
@@ -34,6 +34,7 @@ class AsyncWaiter:
         "__weakref__",
         "_future",
         "claim",
+        "client",
         "conn",
         "deadline",
         "entry",
@@ -51,7 +52,8 @@ class AsyncWaiter:
         self.since = self.deadline = 0.0
         task = asyncio.current_task()
         self.holder = None if task is None else task.get_name()
-        self.claim = self.holder
+        self.claim = None if task is None else id(task)  # names may be many tasks'
+        self.client = None if task is None else weakref.ref(task)
         self._future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def wait(self, timeout: float | None) -> None:
@@ -83,6 +85,8 @@ class Asyncio:
         # The core says how many; one more joins those that are not answered.
         self._openings = Lane(lambda: workers() + 1)
         self._service = Lane(workers)
+        self._closings = Lane(workers)
+        self._calls = Lane(lambda: 1)  # what the user wants to be told by
         self._flows: Callable[[], Flows | None] = lambda: None
         self._timer: asyncio.TimerHandle | None = None
         self._context = Context()  # of who opened the pool
@@ -95,12 +99,31 @@ class Asyncio:
         """Open as many connections at once as the core orders (null pools)."""
         self._openings.width = lambda: inf
 
-    def spawn(self, key: object, job: Job, *, opening: bool) -> None:
+    def spawn(self, key: object, job: Job, place: Place) -> None:
         """Have a task run `job`; not while resting: it stays ordered, and is asked for again."""
-        self._resting = self._resting or self._is_ending()
-        if self._resting:
+        if self._rests():
             return
-        (self._openings if opening else self._service).put(key, job)
+        lane = self._closings if place is RETIRED else self._service
+        (self._openings if place is OPENING else lane).put(key, job)
+
+    def inside(self, core: Core) -> bool:
+        """Whether a transition of `core` is under way further up in the stack."""
+        return core.ready is INSIDE and called_from(core)
+
+    outdated = False
+
+    def tell(self, write: Callable[[], object]) -> None:
+        """Write a line."""
+        write()
+
+    def notify(self, key: object, job: Job) -> None:
+        """Call what the user wants to be told by, in a task for nothing else."""
+        if not self._rests():
+            self._calls.put(key, job)
+
+    def _rests(self) -> bool:
+        self._resting = self._resting or self._is_ending()
+        return self._resting
 
     def waiter(self) -> AsyncWaiter:
         """A new waiter for the calling client, for whom the pool works again."""
@@ -118,24 +141,27 @@ class Asyncio:
         return self._is_worker(task)
 
     def _is_worker(self, task: asyncio.Task[Any]) -> bool:
-        return task in self._openings.tasks or task in self._service.tasks
+        return any(task in lane.tasks for lane in self._lanes)
+
+    @property
+    def _lanes(self) -> tuple[Lane, ...]:
+        return (self._openings, self._service, self._closings, self._calls)
 
     def give_up(self, key: object) -> None:
         """Wait no more for the task that runs the job of `key`; another takes its place."""
-        self._openings.give_up(key)
-        self._service.give_up(key)
+        for lane in self._lanes:
+            lane.give_up(key)
 
     @property
     def abandoned(self) -> int:
         """How many tasks were given up and have not ended."""
-        return len(self._openings.abandoned) + len(self._service.abandoned)
+        return sum(len(lane.abandoned) for lane in self._lanes)
 
     def alarm(self, at: float) -> None:
         """Have maintenance run at `at` or earlier."""
         if self._timer is not None:
             self._timer.cancel()
-        self._resting = self._resting or self._is_ending()
-        if self.loop is None or self._resting:
+        if self._rests() or self.loop is None:
             return
         this = weakref.ref(self)  # the loop does not keep the pool alive
         pause = max(0.0, at - self.now())
@@ -150,7 +176,7 @@ class Asyncio:
         try:
             due = flows.maintain()
         except Exception:
-            logger.error("%s: error in maintenance:\n%s", flows.name, traceback.format_exc())
+            flows.warn("error in maintenance: %s", traceback.format_exc())
         self.alarm(due)
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -162,9 +188,30 @@ class Asyncio:
         """Bind to the running loop; the first alarm starts the timer."""
         self.loop = asyncio.get_running_loop()
         # Not that of the request that happens to order a connection: it would outlive its request.
-        self._context = self._openings.context = self._service.context = copy_context()
-        self._openings.name = self._service.name = name
+        self._context = copy_context()
+        for lane in self._lanes:
+            lane.context, lane.name, lane.cut_short = self._context, name, self._go_on
         self._flows = weakref.ref(flows)
+
+    def move(self) -> None:
+        """Go on in the running loop: the one that the pool was opened in does not run any more.
+
+        Its tasks may never go on; the core is told to do without them.
+        """
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for lane in self._lanes:
+            lane.leave()
+        self.loop = asyncio.get_running_loop()
+        self._resting = False
+
+    def _go_on(self) -> None:
+        """A worker was cancelled; those who wait are served all the same."""
+        flows = self._flows()
+        if flows is not None and flows.core.waiting:
+            self._resting = False
+            self.alarm(self.now())
 
     async def stop(self, timeout: float) -> bool:
         """Cancel what is being opened and wait for the rest, up to `timeout` seconds."""
@@ -174,7 +221,8 @@ class Asyncio:
             self._timer.cancel()
         self._openings.cancel()
         deadline = self.now() + timeout
-        while tasks := {*self._openings.tasks, *self._service.tasks} - {asyncio.current_task()}:
+        lanes = (self._openings, self._service, self._closings)
+        while tasks := {t for lane in lanes for t in lane.tasks} - {asyncio.current_task()}:
             if self.now() >= deadline:
                 return False
             await asyncio.wait(tasks, timeout=deadline - self.now())
@@ -190,8 +238,10 @@ class Lane:
         self.context = Context()
         self.tasks: dict[asyncio.Task[None], object] = {}  # and what each of them works on
         self.abandoned: set[asyncio.Task[None]] = set()  # tasks that nobody waits for
+        self.cut_short: Callable[[], None] = lambda: None  # called when a task was cancelled
         self._jobs: OrderedDict[object, Job] = OrderedDict()
         self._started = 0
+        self._filling = False
 
     def put(self, key: object, job: Job) -> None:
         """Queue a job; again for the same key, before it has begun, changes nothing."""
@@ -214,21 +264,47 @@ class Lane:
             task.cancel()
         self._fill()
 
+    def leave(self) -> None:
+        """Forget all tasks and jobs: they belong to a loop that does not run."""
+        self._jobs.clear()
+        tasks = [*self.tasks]
+        self.tasks.clear()
+        for task in tasks:
+            if not task.get_loop().is_closed():
+                task.cancel()  # when that loop goes on, it ends
+
     def _fill(self) -> None:
-        while self._jobs and len(self.tasks) < self.width():
-            key, job = self._jobs.popitem(last=False)
-            self._started += 1
-            name = f"{self.name}-worker-{self._started}"
-            context = self.context.copy()
-            task = asyncio.create_task(job(), name=name, context=context)
+        if self._filling:  # in a task that has begun at once (eager tasks): the loop below goes on
+            return
+        self._filling = True
+        try:
+            while len(self.tasks) < self.width() and (job := self._next()):
+                self._start(*job)
+        finally:
+            self._filling = False
+
+    def _next(self) -> tuple[object, Job] | None:
+        """The next job, if there is one: a signal handler that closes the pool takes them away."""
+        try:
+            return self._jobs.popitem(last=False)
+        except KeyError:
+            return None
+
+    def _start(self, key: object, job: Job) -> None:
+        self._started += 1
+        name = f"{self.name}-worker-{self._started}"
+        task = asyncio.create_task(job(), name=name, context=self.context.copy())
+        if not task.done():
             self.tasks[task] = key
             task.add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() and task in self.tasks:
-            self._jobs.clear()  # see Asyncio._resting; they stay ordered
+        cut_short = task.cancelled() and task in self.tasks
         self.tasks.pop(task, None)
         self.abandoned.discard(task)
+        if cut_short:
+            self._jobs.clear()  # see Asyncio._resting; they stay ordered
+            self.cut_short()
         self._fill()
 
 

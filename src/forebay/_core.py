@@ -19,17 +19,23 @@ The rules of this file.  Each has a test.
     never enter the core (they run in any thread, perhaps under our lock): they append to `lost`,
     which the next slow transition drains.
 
+9.  No transition runs inside another one of its own thread.  A signal handler or a finalizer may
+    try: `ready` tells.  The common path then finds nothing idle, and a return is put off
+    (`returned`).  For all others the shell asks `Runtime.inside()` before it enters.
+
 One transition is one atomic step: the thread shell makes it atomic with `with lock`, the asyncio
 shell by containing no `await`.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from enum import Enum
+from functools import wraps
+from itertools import islice
 from math import inf
-from typing import Any, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 from ._entry import (
     EVICTED,
@@ -44,6 +50,8 @@ from ._entry import (
     Held,
     Hold,
     Permit,
+    Return,
+    Token,
     Verdict,
     Waiter,
 )
@@ -52,8 +60,10 @@ from ._policy import (
     GRACE,
     KEEPALIVE_PAUSE,
     MAINTENANCE_INTERVAL,
+    PROBATION,
     PROBE_INTERVAL,
     PROBE_PATIENCE,
+    ROUND_AT_LEAST,
     Backoff,
     growth,
     lifetime,
@@ -61,6 +71,51 @@ from ._policy import (
 
 #: `keep` of a pool that keeps all; an int of one digit, which is compared at each return.
 ALL = 2**30 - 1
+
+#: `Core.unproven`: new sessions end before they were used once.
+DIED = "new connections end before they are used"
+
+#: How many verdicts in a row make credentials wrong that may be others each time.
+FRESH_TRIES = 2
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class KeepOff:
+    """Stands in `Core.ready` for the idle connections while the common path must not take them.
+
+    It looks empty to `checkout`, and full to `checkin`.
+    """
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __len__(self) -> int:
+        return ALL
+
+
+#: A transition is under way, or was cut short.
+INSIDE = KeepOff()
+#: Somebody waits, or new connections are on probation: each return has more to do.
+WANTED = KeepOff()
+
+
+def step(
+    transition: Callable[Concatenate[Core, P], T],
+) -> Callable[Concatenate[Core, P], T]:
+    """Make a method a transition off the common path (rule 9)."""
+
+    @wraps(transition)
+    def run(self: Core, *args: P.args, **kwargs: P.kwargs) -> T:
+        self.ready = INSIDE
+        try:
+            return transition(self, *args, **kwargs)
+        finally:
+            wanted = self.waiting or self.watching or self.unproven
+            self.ready = WANTED if wanted else self.idle
+
+    return cast("Callable[Concatenate[Core, P], T]", run)
 
 
 class Phase(Enum):
@@ -86,11 +141,15 @@ class Refusals(Protocol):
         """The client's time, `timeout` seconds, is up."""
         ...
 
+    def nested(self, core: Core) -> Exception:
+        """The client asks inside a transition of its own thread (rule 9)."""
+        ...
+
     def rejected(self, core: Core, error: Exception, now: float) -> Exception:
         """Connecting has failed by `error`, and will until somebody changes something."""
         ...
 
-    def deadlock(self, core: Core, now: float) -> Exception | None:
+    def deadlock(self, core: Core, now: float, stuck: dict[Any, Waiter]) -> Exception | None:
         """Every connection is held by a client that waits for another one; `None`: perhaps not."""
         ...
 
@@ -105,7 +164,7 @@ class Core:
         "backoff",
         "bypass",
         "bypass_window",
-        "check_failing",
+        "claims",
         "connections_errors",
         "connections_lost",
         "connections_num",
@@ -139,13 +198,19 @@ class Core:
         "max_uses",
         "max_waiting",
         "min_size",
+        "misses",
+        "moves",
         "num_workers",
         "opening",
+        "paced_at",
         "phase",
         "probed_at",
+        "ready",
         "reconnect_timeout",
         "refusals",
-        "refused",
+        "rejected_after",
+        "rejected_since",
+        "rejections",
         "reported",
         "requests_errors",
         "requests_num",
@@ -154,12 +219,17 @@ class Core:
         "retiring",
         "retry_at",
         "retrying",
+        "returned",
         "returns_bad",
         "suspicious",
         "target",
+        "unanswered",
+        "unproven",
         "usage_time",
+        "verdict",
         "waiting",
         "watching",
+        "witness",
         "writable",
     )
 
@@ -184,6 +254,7 @@ class Core:
         max_uses: int = 0,
         action_timeout: float = 3.0,
         leak_threshold: float = 0.0,
+        rejected_after: float = 3.0,
         fresh: bool = False,
     ) -> None:
         self.refusals = refusals
@@ -206,21 +277,27 @@ class Core:
         self.max_uses = max_uses  # 0: no bound
         self.action_timeout = action_timeout  # for what a worker does with a connection
         self.leak_threshold = leak_threshold  # lent for longer: reported; 0: never
+        self.rejected_after = rejected_after  # a refusal must stand for so long to be believed
         self.fresh = fresh  # each attempt to connect may have other credentials
         # Where everything is.
         self.phase = Phase.NEW
         self.entries: dict[Entry, None] = {}  # all but the retired, in order of age
         self.retiring: dict[Entry, None] = {}
         self.idle: deque[Entry] = deque()  # in order of return, the latest on the right
+        self.ready: Any = self.idle  # what the common path may take from and add to; see `step`
         self._take: Callable[[], Entry] = self.idle.pop if lifo else self._take_oldest
         self._put_back = self.idle.append if lifo else self.idle.appendleft
         self.opening = 0  # how many entries are OPENING
         self.target = min_size  # the size to come back to when a connection is lost
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()  # clients, in order of arrival
         self.watching: dict[Waiter, None] = {}  # callers of wait()
-        self.granted: dict[Waiter, None] = {}  # dismissed from the queue, perhaps not yet woken
+        # Dismissed from the queue, perhaps not yet woken; and how often it was woken again since.
+        self.granted: dict[Waiter, int] = {}
+        self.claims: dict[Any, int] = {}  # how often each client that waits stands in the queue
+        self.witness: Entry | None = None  # lent to one that does not wait: no deadlock
         self.lost: deque[Held] = deque()  # written by weakref callbacks
-        self.forsaken: deque[tuple[Any, float]] = deque()  # connections whose leases were dropped
+        self.returned: deque[Return] = deque()  # put off, see `step`
+        self.forsaken: deque[Held] = deque()  # the tethers of leases that were dropped
         self.leaked: deque[Entry] = deque()  # whose connections were dropped, to be reported
         self.reported: dict[Entry, Hold] = {}  # lent for too long
         # Dead connections.
@@ -228,13 +305,19 @@ class Core:
         self.bypass = bypass_window  # the window in force
         # Failing to connect.
         self.failures = 0  # in a row
-        self.check_failing = False  # connecting succeeds, but new connections fail their check
-        self.failing_since = inf  # when this series of attempts began to fail
+        # Why new connections are no good though connecting succeeds, if that is so.  None of them
+        # is trusted until one has come back from its client in order.
+        self.unproven: str | None = None
+        self.failing_since = inf  # when this series of attempts without success began
         self.failed_at = 0.0
         self.retry_at = 0.0
         self.probed_at = 0.0  # when the last attempt after a failure began
+        self.paced_at = 0.0  # when a new connection that is not trusted yet was opened last
         self.crowded = False  # the server had too many connections
-        self.refused = False  # credentials were, once; fresh ones may do
+        self.unanswered = 0  # attempts in a row that ended by their time-out
+        self.verdict = Verdict.TRANSIENT  # of the last failure
+        self.rejections = 0  # how often in a row it was the same
+        self.rejected_since = inf  # and since when
         self.last_error: Exception | None = None
         # Primary and standby.
         self.writable: bool | None = None  # connections are meant to be; None: nobody knows yet
@@ -245,6 +328,7 @@ class Core:
         self.due = inf  # when maintain() is wanted next
         self.low_water = 0  # fewest idle since low_water_since (only idle_order="fifo")
         self.low_water_since = 0.0
+        self.moves = 0  # connections lent, come back or gone off the common path, see `stamp`
         self.reset_counters()
 
     # Readings ------------------------------------------------------------------------------
@@ -259,8 +343,16 @@ class Core:
         """Connections with clients or in service."""
         return len(self.entries) - len(self.idle) - self.opening
 
+    @property
+    def stamp(self) -> tuple[int, ...]:
+        """The same as before: no connection was lent or has come back since."""
+        lent = self.requests_num - self.misses
+        return lent, self.moves, len(self.idle), len(self.entries)
+
     def reset_counters(self) -> None:
         """Start counting anew; times are in seconds."""
+        self.misses = 0  # requests for which the common path had nothing
+        self.moves += 1  # no stamp is like one from before
         self.requests_num = 0
         self.requests_queued = 0
         self.requests_time = 0.0
@@ -280,19 +372,26 @@ class Core:
         Then `enqueue`: a connection that was not used for `bypass_window` seconds may be dead.
         """
         self.requests_num += 1
-        if not self.idle:
+        ready, self.ready = self.ready, INSIDE  # before the look: what it tells stays true
+        if not ready:
+            self.misses += 1
+            self.ready = ready
             return None
         entry = self._take()
         if now - entry.idle_since > self.bypass:
             self._put_back(entry)
+            self.misses += 1
+            self.ready = ready
             return None
         conn = entry.conn
         entry.conn = None
         entry.place = LENT
         entry.lent_at = now
         entry.holder = holder
+        self.ready = ready
         return conn
 
+    @step
     def enqueue(
         self, waiter: Waiter, now: float, deadline: float = inf, *, again: bool = False
     ) -> Effects:
@@ -305,22 +404,25 @@ class Core:
         if self.phase is not Phase.OPEN:
             self.requests_errors += 1
             raise self.refusals.closed(self)
-        if 0 < self.max_waiting <= len(self.waiting) and not again:
+        if 0 < self.max_waiting <= len(self.waiting):
             self.requests_errors += 1
             raise self.refusals.full(self)
         effects = Effects()
         self._drain_lost()
+        self._take_returned(now, effects)
         waiter.since = now
         waiter.deadline = deadline
+        self.claims[waiter.claim] = self.claims.get(waiter.claim, 0) + 1
         self.waiting[waiter] = None
         if again:
             self.waiting.move_to_end(waiter, last=False)
         self._balance(now, effects)
         if waiter in self.waiting:
             self.requests_queued += 1
-            self._break_deadlock(waiter, now, effects)
-            if self.forsaken:
+            if self._is_stuck() or self.forsaken:
                 self._due_by(now, effects)
+        else:
+            self.granted.pop(waiter, None)  # it asks just now: nobody need wake it
         return effects
 
     def doubtful(self, entry: Entry) -> bool:
@@ -330,7 +432,7 @@ class Core:
     def use(self, entry: Entry) -> None:
         """A connection goes to its client; the one of its last use will not be kept."""
         entry.uses += 1
-        if 0 < self.max_uses <= entry.uses:
+        if 0 < self.max_uses <= entry.uses or not self.max_lifetime:
             entry.expires_at = EVICTED
 
     def refuse(self) -> None:
@@ -339,32 +441,26 @@ class Core:
         if self.phase is not Phase.OPEN:
             raise self.refusals.closed(self)
 
+    @step
     def expire(self, waiter: Waiter, now: float) -> bool:
         """A client waits no longer; false if it has been served or refused."""
-        if waiter not in self.waiting:
-            return False
-        if waiter.entry is not None or waiter.error is not None:
-            self._finish_grant(waiter, now, Effects())  # it was interrupted
-            return False
-        self.requests_errors += 1
-        self.requests_time += now - waiter.since
-        del self.waiting[waiter]
-        return True
+        return self._expire(waiter, now)
 
     def promised(self, waiter: Waiter) -> bool:
         """Whether a client still queues, and one of the connections being opened will be its own.
 
         The connection that was opened for it may have served one that came before it.
         """
-        queues = waiter in list(self.waiting)[: self.opening]
+        queues = waiter in islice(self.waiting, self.opening)
         return queues and waiter.entry is None and waiter.error is None
 
+    @step
     def cancel(self, waiter: Waiter, now: float) -> Effects:
         """A client has given up, whatever it waits for; what it was granted goes back."""
         effects = Effects()
         self.watching.pop(waiter, None)
         self.granted.pop(waiter, None)
-        if self.expire(waiter, now):
+        if self._expire(waiter, now):
             return effects
         if waiter.conn is not None and waiter.entry is not None:
             self.requests_errors += 1
@@ -375,73 +471,172 @@ class Core:
 
     # Checkin -------------------------------------------------------------------------------
 
-    def checkin(self, entry: Entry, conn: Any, now: float) -> Effects | None:
-        """Take a connection back, clean; `None` when there is nothing left to do."""
-        if entry.place is not LENT:
-            return self._strayed(entry, conn)
+    def checkin(
+        self, entry: Entry, conn: Any, now: float, lending: float, token: Token | None = None
+    ) -> Effects | None:
+        """Take a connection back, clean, with the `token` of its lease; `None`: nothing is left.
+
+        The return ends one `lending`, the `lent_at` that its client was given: if that has ended
+        already, the connection is somebody else's by now.
+        """
+        ready, self.ready = self.ready, INSIDE
         if (
-            self.waiting
-            or self.watching
-            or self.lost
+            len(ready) >= self.keep
+            or self.lost  # perhaps this one: a finalizer may return what the collector gave up
             or entry.expires_at <= now
-            or len(self.idle) >= self.keep
+            or self.forsaken
+            or entry.lent_at is not lending
+            or entry.place is not LENT
         ):
-            effects = Effects()
-            self._put(entry, conn, now, effects)
-            self._end_lease(entry, now)
-            return self._balance(now, effects)
+            self.ready = ready
+            return self.give_back(entry, conn, now, lending, token)
         entry.idle_since = now
         entry.conn = conn
         if entry.leased:  # _end_lease(), written out for the hot path
-            entry.leased = None
+            entry.token = token
+            entry.leased = entry.kept = None
             self.usage_time += now - entry.lent_at
         entry.place = IDLE
         self.idle.append(entry)
+        self.ready = ready
         return None
 
-    def recycle(self, entry: Entry, conn: Any, now: float) -> Effects:
-        """Take a connection back that a worker must reset before it is lent again."""
-        if entry.place is not LENT or entry.expires_at <= now:
-            return self.checkin(entry, conn, now) or Effects()
+    def give_back(
+        self,
+        entry: Entry,
+        conn: Any,
+        now: float,
+        lending: float,
+        token: Token | None = None,
+        *,
+        clean: bool = True,
+    ) -> Effects:
+        """Take a connection back in any case, at once or later (rule 9).
+
+        One that is not `clean` must be rolled back, and reset, by a worker before its next use.
+        """
+        if self.ready is not INSIDE:
+            return self._give_back(entry, conn, now, lending, token, clean)
+        if self.phase is not Phase.CLOSED:  # else to drop it ends it
+            self.returned.append(Return(entry, conn, lending, clean))
         effects = Effects()
-        self._end_lease(entry, now)
-        entry.place = SERVICE
-        self._order(entry, conn, effects)
+        effects.alarm = True
         return effects
 
-    def retake(self, entry: Entry, conn: Any, lent_at: float, now: float) -> Effects | None:
-        """Take a connection back whose lease was dropped; `None` if it was returned before."""
-        if entry.place is RETIRED and entry.ref is None:
-            return self._strayed(entry, conn)
-        if entry.place is not LENT or entry.leased is None or entry.lent_at is not lent_at:
-            return None
-        entry.chore = Chore.RESET
-        return self.recycle(entry, conn, now)
+    def put_off(self, entry: Entry, conn: Any, lending: float) -> None:
+        """Note the return of a connection that is not clean, for the next transition to take."""
+        if self.phase is not Phase.CLOSED:  # else to drop it ends it
+            self.returned.append(Return(entry, conn, lending, clean=False))
 
+    @step
+    def _give_back(
+        self,
+        entry: Entry,
+        conn: Any,
+        now: float,
+        lending: float,
+        token: Token | None,
+        clean: bool,
+    ) -> Effects:
+        effects = Effects()
+        self._drain_lost()  # before it is looked at: it may be this one
+        place = entry.place
+        self._take_returned(now, effects)  # perhaps this one: a handler may have returned it too
+        if entry.place is place and (entry.lent_at is lending or place is RETIRED):
+            self._take_back(entry, conn, now, clean, effects)
+            self.untie(entry, token, lending)  # not before: if we are cut short, it dies
+        return self._balance(now, effects)
+
+    @step
+    def retake(self, entry: Entry, tether: Held, now: float) -> Effects | None:
+        """Take a connection back whose lease was dropped; `None` if it was returned before."""
+        if entry.tether is not tether or entry.place is not LENT or entry.kept is None:
+            return None
+        effects = Effects()
+        entry.chore = Chore.RESET
+        entry.forfeited = entry.lent_at
+        self._take_back(entry, entry.kept, now, clean=False, effects=effects)
+        return self._balance(now, effects)
+
+    def tie(self, entry: Entry) -> Token:
+        """A new token for the leases of a connection; nothing comes of the one it had."""
+        entry.token = token = Token()
+        entry.tether = Held.watch(token, entry, self.forsaken)
+        return token
+
+    def untie(self, entry: Entry, token: Token | None, lending: float) -> None:
+        """A lease gives its token back; one that it has outlived is of no more use.
+
+        Nor is it where the connection is lent again: the next lease has one of its own.  And where
+        it has not come back, the token must go on to tell of it.
+        """
+        if token is None or entry.token is not None or entry.lent_at is not lending:
+            return
+        if entry.kept is not None:
+            return
+        tether = entry.tether
+        if tether is not None and tether() is token:
+            entry.token = token
+        else:
+            entry.tether = None
+
+    def claim(self, entry: Entry, lending: float) -> bool:
+        """A lease begins to end its block; false if its lending has ended already.
+
+        Python drops the weak references to what is in a garbage cycle before it runs the
+        finalizers there, so a lease that was taken for dropped may end its block all the same.
+        """
+        if not entry.leased or entry.lent_at is not lending:
+            return False
+        if entry.tether is not None and entry.tether() is None:
+            entry.tether = None
+        return True
+
+    @step
     def serviced(self, entry: Entry, conn: Any, now: float) -> Effects:
         """A worker has reset or checked the connection: it may be lent again."""
-        if entry.given_up:
-            return self._strayed(entry, conn)
-        self._expect(entry, SERVICE)
         effects = Effects()
+        if entry.given_up:
+            return self._strayed(entry, conn, effects)
+        self._expect(entry, SERVICE)
         entry.seen_at = now
         self._put(entry, conn, now, effects)
         return self._balance(now, effects)
 
-    def discard(self, entry: Entry, conn: Any, now: float, *, lost: bool = False) -> Effects:
-        """The connection is of no more use; `lost` if it was idle, else a bad return."""
-        if entry.place is not LENT and entry.place is not SERVICE:
-            return self._strayed(entry, conn)
+    @step
+    def discard(
+        self,
+        entry: Entry,
+        conn: Any,
+        now: float,
+        chance: float,
+        *,
+        lending: float | None = None,
+        lost: bool = False,
+        error: Exception | None = None,
+    ) -> Effects:
+        """The connection is of no more use; `lost` if it was idle, else a bad return.
+
+        With a `lending`, nothing happens if that has ended already; with an `error`, it is the
+        server that has ended the session.
+        """
         effects = Effects()
+        if lending is not None and entry.place is LENT and entry.lent_at is not lending:
+            return effects
+        if entry.place is not LENT and entry.place is not SERVICE:
+            return self._strayed(entry, conn, effects)
         if lost:
             self.connections_lost += 1
         else:
             self.returns_bad += 1
         self._end_lease(entry, now)
+        if error is not None and self._is_on_probation(entry, now):
+            self._distrust(DIED, error, now, chance, effects)
         self._retire(entry, conn, effects)
         self._suspect(now, effects)
         return self._balance(now, effects)
 
+    @step
     def check_failed(
         self,
         entry: Entry,
@@ -456,23 +651,24 @@ class Core:
         When that connection was opened after the client had arrived (at `arrived`), opening more
         of them would fail alike: it backs off as after a failed connect.
         """
-        if entry.place is not LENT:
-            return self._strayed(entry, conn)
         effects = Effects()
+        if entry.place is not LENT:
+            return self._strayed(entry, conn, effects)
+        self.connections_lost += 1
         self._retire(entry, conn, effects)
         if entry.opened_at >= arrived and isinstance(error, Exception):
-            self.check_failing = True
-            self._failed(error, now, chance, effects)
+            self._distrust("new connections fail their check", error, now, chance, effects)
         return self._balance(now, effects)
 
+    @step
     def check_passed(self, now: float) -> Effects:
         """A client's check has passed, after failures."""
-        self.check_failing = False
         self._recovered()
         return self._balance(now, Effects())
 
     # Opening -------------------------------------------------------------------------------
 
+    @step
     def begin(self, entry: Entry, now: float) -> Any:
         """A worker takes up what was ordered for an entry; `None` if another one has.
 
@@ -481,25 +677,27 @@ class Core:
         if not entry.ordered:
             return None
         entry.began_at = now
-        entry.deadline = now + self.action_timeout
         if entry.place is OPENING:
             held: Any = Permit()
             entry.ref = Held.watch(held, entry, self.lost)
             self.connections_num += 1
+            self.failing_since = min(self.failing_since, now)
         else:
             held = entry.conn
             entry.conn = None
         if held is not None:
             entry.ordered = False
+            entry.deadline = now + self.action_timeout  # not before: what is ordered has another
         return held
 
     def arm(self, entry: Entry, lifeline: Any, deadline: float) -> bool:
         """Somebody begins to work on an entry, and is freed at `deadline`; true: set the alarm."""
         entry.lifeline = lifeline
         entry.deadline = deadline
-        if self.phase is not Phase.OPEN or deadline >= self.due:
+        wanted = min(deadline, self._give_up_at())
+        if self.phase is not Phase.OPEN or wanted >= self.due:
             return False
-        self.due = deadline
+        self.due = wanted
         return True
 
     def disarm(self, entry: Entry, lifeline: Any) -> bool:
@@ -509,6 +707,7 @@ class Core:
         entry.deadline = inf
         return in_time
 
+    @step
     def opened(
         self,
         entry: Entry,
@@ -519,24 +718,29 @@ class Core:
         standby: bool | None = None,
     ) -> Effects:
         """A permit has become a connection, in `took` seconds, to a primary or a `standby`."""
-        if entry.given_up and not self._welcome(entry, conn):
-            return self._strayed(entry, conn)
-        self._expect(entry, OPENING)
         effects = Effects()
+        if entry.given_up and not self._welcome(entry, conn):
+            return self._strayed(entry, conn, effects)
+        self._expect(entry, OPENING)
         entry.deadline = inf
         self.connections_time += took
-        if not self.check_failing:
+        if self.unproven:
+            self.paced_at = now
+            self.retry_at = now + self.backoff.delay(self.failures, chance)
+        else:
             self._recovered()
         entry.opened_at = now
-        if entry.expires_at != EVICTED:
+        if entry.expires_at != EVICTED and self.max_lifetime:  # 0: at its first return, see use()
             entry.expires_at = now + lifetime(self.max_lifetime, chance)
         self._note_role(entry, standby, now, chance, effects)
         entry.ref = Held.watch(conn, entry, self.lost)
+        self.tie(entry)
         self._put(entry, conn, now, effects)
         if self.keep == ALL:
             self.target = max(self.target, len(self.entries) - self.opening)
         return self._balance(now, effects)
 
+    @step
     def open_failed(
         self,
         entry: Entry,
@@ -545,13 +749,19 @@ class Core:
         now: float,
         chance: float,
         verdict: Verdict = Verdict.TRANSIENT,
+        *,
+        unanswered: bool = False,
     ) -> Effects:
-        """A permit comes back unused; `conn` is a connection that could not be configured."""
-        if entry.given_up:
-            return Effects() if conn is None else self._strayed(entry, conn)
-        self._expect(entry, OPENING)
+        """A permit comes back unused; `conn` is a connection that could not be configured.
+
+        The next attempt is given more time after one that was `unanswered`.
+        """
         effects = Effects()
+        if entry.given_up:
+            return effects if conn is None else self._strayed(entry, conn, effects)
+        self._expect(entry, OPENING)
         entry.deadline = inf
+        self.unanswered = self.unanswered + 1 if unanswered else 0
         self.connections_errors += 1
         if conn is None:
             self._forget(entry)
@@ -571,6 +781,7 @@ class Core:
 
     # The pool's life -------------------------------------------------------------------------
 
+    @step
     def open(self, now: float) -> Effects:
         """Begin to serve, and to fill the pool."""
         if self.phase is Phase.CLOSED:
@@ -581,6 +792,7 @@ class Core:
         self._due_by(now + MAINTENANCE_INTERVAL, effects)
         return self._balance(now, effects)
 
+    @step
     def close(self, now: float) -> Effects:
         """Refuse all clients and close all connections: the lent ones when they come back."""
         effects = Effects()
@@ -589,14 +801,47 @@ class Core:
         self.phase = Phase.CLOSED
         self.due = inf
         self.reported.clear()
-        self.audit(now, effects)  # closing again completes a close that was interrupted
+        self._repair(now, effects)  # closing again completes a close that was interrupted
         for entry in [e for e in self.entries if e.place is OPENING and e.ordered]:
             self._forget(entry)
         for waiter in [*self.waiting, *self.watching]:
             self._fail(waiter, self.refusals.closed(self), now, effects)
         self._evict_all(effects)
+        for entry in [e for e in self.entries if e.kept is not None]:
+            if entry.tether is not None and entry.tether() is None:  # its lease was dropped
+                self._retire(entry, entry.kept, effects)
+            entry.kept = None  # nobody would take it back: it ends with its lease
         return effects
 
+    @step
+    def resettle(self, now: float, *, evict: bool) -> tuple[Effects, list[Any]]:
+        """The workers are gone for good: do without what they had in hand.
+
+        With `evict`, no connection that there is is kept either.  Returns what is to be closed
+        besides, since nobody else has it.
+        """
+        effects = Effects()
+        left = []
+        for entry in [e for e in [*self.entries, *self.retiring] if self._is_in_hand(e)]:
+            held = entry.ref and entry.ref()
+            if held is not None and not isinstance(held, Permit):
+                left.append(held)
+            entry.given_up = True
+            self._forget(entry)
+            self.retiring.pop(entry, None)
+            entry.ref = None
+        self._repair(now, effects)
+        if evict:
+            self._evict_all(effects)
+        self.due = inf  # what was to tell of that has gone with the workers
+        self._due_by(now, effects)
+        return self._balance(now, effects), left
+
+    def _is_in_hand(self, entry: Entry) -> bool:
+        """Whether a worker has taken up an entry."""
+        return entry.place not in (IDLE, LENT) and not entry.ordered
+
+    @step
     def drain(self, now: float) -> Effects:
         """Replace every connection: the idle ones now, the others when they come back."""
         effects = Effects()
@@ -604,6 +849,7 @@ class Core:
         self._evict_all(effects)
         return self._balance(now, effects)
 
+    @step
     def resize(self, min_size: int, max_size: float, now: float) -> Effects:
         """Grow or shrink to the new bounds; lent connections in excess go when they come back."""
         effects = Effects()
@@ -621,6 +867,7 @@ class Core:
                 excess -= 1
         return self._balance(now, effects)
 
+    @step
     def fill(self, size: int, now: float) -> Effects:
         """Open what is missing to `size` connections, once: attempts that fail are not repeated."""
         effects = Effects()
@@ -629,8 +876,12 @@ class Core:
             self._issue(int(min(size, self.max_size)) - len(self.entries), effects)
         return self._balance(now, effects)
 
+    @step
     def recall(self, entry: Entry) -> Any:
         """Take an idle connection into service, for check(); `None` if it is idle no more."""
+        return self._recall(entry)
+
+    def _recall(self, entry: Entry) -> Any:
         if entry.place is not IDLE:
             return None
         self.idle.remove(entry)
@@ -639,6 +890,17 @@ class Core:
         entry.place = SERVICE
         return conn
 
+    @step
+    def inspect(self, entry: Entry, now: float) -> Effects:
+        """Have a worker look at an idle connection, on whose socket something has come."""
+        effects = Effects()
+        conn = self._recall(entry)
+        if conn is not None:
+            entry.chore = Chore.LOOK
+            self._order(entry, conn, effects, now + self.action_timeout)
+        return effects
+
+    @step
     def watch(self, waiter: Waiter) -> None:
         """Wake a caller of wait() when min_size connections are idle."""
         if self.phase is not Phase.OPEN:
@@ -648,6 +910,7 @@ class Core:
         else:
             self.watching[waiter] = None
 
+    @step
     def demoted(self, now: float, chance: float) -> Effects:
         """A server that connections were writable on is a standby: look for the primary.
 
@@ -657,27 +920,38 @@ class Core:
         if now >= self.demoted_until:
             self._next_step(now, chance)
             self._evict_all(effects)
+            effects.demoted = True
         return self._balance(now, effects)
 
     # Maintenance -------------------------------------------------------------------------------
 
+    @step
     def snapshot(self) -> list[tuple[Entry, Any]]:
         """What is idle, for one look at all of it; `recall` each before it is touched."""
         self.suspicious = False
         return [(entry, entry.conn) for entry in self.idle]
 
-    def reclaim(self, entry: Entry, now: float) -> Effects:
+    @step
+    def reclaim(
+        self, entry: Entry, now: float, chance: float = 0.5, *, error: Exception | None = None
+    ) -> Effects:
         """A lent connection was found closed: its slot need not wait for the client.
+
+        With an `error` it is the server that has ended the session.
 
         psycopg's close() does nothing on a lost connection, so with `close_returns` such a client
         never returns it, and may hold it in a reference cycle for long.
         """
+        effects = Effects()
         if entry.place is LENT:
             self.returns_bad += 1
+            if error is not None and self._is_on_probation(entry, now):
+                self._distrust(DIED, error, now, chance, effects)
             self._forget(entry)
-            entry.ref = None
-        return self._balance(now, Effects())
+            entry.ref = entry.kept = None
+        return self._balance(now, effects)
 
+    @step
     def maintain(self, now: float, chance: float = 0.5) -> Effects:
         """Do what time alone makes necessary; the caller comes back when it is `due`."""
         effects = Effects()
@@ -686,21 +960,30 @@ class Core:
             return effects
         if not self.suspicious:
             self.bypass = self.bypass_window
-        self.audit(now, effects)
+        self._repair(now, effects)
         self._end_overdue(now, chance, effects)
+        if now >= self._give_up_at():
+            self._give_up_trying(now, effects)
+        new = (entry for entry in self.idle if entry.opened_at >= self.failed_at)
+        if self.unproven and any(entry.opened_at + PROBATION <= now for entry in new):
+            self._recovered()  # one of them has lived for long enough
         for entry in [e for e in self.idle if e.expires_at <= now]:
             self.idle.remove(entry)
             self._retire(entry, entry.conn, effects)
         self._shrink(now, effects)
+        if self.waiting and self._is_stuck():
+            self._break_deadlock(now, effects)
         if self.keepalive_interval:
             self._keep_alive(now, effects)
         self._balance(now, effects)
-        times = [entry.expires_at for entry in self.idle]
+        times = [max(entry.expires_at, now + ROUND_AT_LEAST) for entry in self.idle]
         times += [entry.deadline for entry in [*self.entries, *self.retiring]]
-        self.due = min(self.due, self._shrink_due(), *times, now if self.suspicious else inf)
+        soon = now if self.suspicious else self._give_up_at()
+        self.due = min(self.due, self._shrink_due(), soon, *times)
         effects.alarm = False
         return effects
 
+    @step
     def overheld(self, now: float) -> tuple[list[Hold], list[Hold]]:
         """What has been lent for longer than `leak_threshold`, and what of that came back since."""
         ended = [
@@ -711,7 +994,7 @@ class Core:
         returned = [self.reported.pop(entry) for entry in ended]
         held = {
             entry: Hold(entry.holder, entry.lent_at, entry.line)
-            for entry in (self.entries if self.leak_threshold else ())
+            for entry in ([*self.entries] if self.leak_threshold else ())
             if entry.place is LENT
             and entry.lent_at + self.leak_threshold <= now
             and entry not in self.reported
@@ -719,15 +1002,24 @@ class Core:
         self.reported.update(held)
         return [*held.values()], returned
 
+    @step
     def audit(self, now: float, effects: Effects) -> None:
         """Restore every invariant after a transition or a door was interrupted (rule 3).
 
         Does nothing where nothing is amiss, but order again what no worker has begun.
         """
+        self._repair(now, effects)
+
+    def _repair(self, now: float, effects: Effects) -> None:
         for waiter in [w for w in self.waiting if w.entry is not None or w.error is not None]:
             self._finish_grant(waiter, now, effects)
         effects.wake.extend(self.granted)
+        # Twice, in case that is cut short, too.  Who does not come then is gone: what it was given
+        # must go with it.
+        self.granted = {waiter: 1 for waiter, times in self.granted.items() if not times}
+        self.claims = dict(Counter(waiter.claim for waiter in self.waiting))
         self._drain_lost()
+        self._take_returned(now, effects)
         present = set(self.idle)
         for entry in list(self.entries):
             if entry.place is RETIRED:
@@ -737,11 +1029,18 @@ class Core:
             elif entry.conn is not None and entry not in present:
                 entry.place = IDLE
                 self.idle.append(entry)
+            elif self._is_forsaken(entry) and entry.tether not in self.forsaken:
+                self.forsaken.append(cast("Held", entry.tether))  # taken there, and not back
         for entry in self.retiring:
             if entry.place is RETIRED and entry.conn is not None:
                 entry.ordered = True
                 effects.start.append(entry)
         self.opening = sum(e.place is OPENING for e in self.entries)
+
+    def _is_forsaken(self, entry: Entry) -> bool:
+        """Whether the lease of a connection was dropped, and the connection not taken back."""
+        tether = entry.tether
+        return entry.kept is not None and tether is not None and tether() is None
 
     # The steps that transitions share --------------------------------------------------------
 
@@ -767,17 +1066,41 @@ class Core:
             entry.place = LENT
             entry.lent_at = now
             entry.holder = waiter.holder
+            self.moves += 1
             waiter.conn = entry.conn
             entry.conn = None
         self._dismiss(waiter, now, effects)
 
     def _dismiss(self, waiter: Waiter, now: float, effects: Effects) -> None:
         """Let a client go that has been served or refused."""
-        self.granted[waiter] = None
+        self.granted[waiter] = 0
         if self.waiting.pop(waiter, self) is None:
+            self._unclaim(waiter)
             self.requests_time += now - waiter.since
         self.watching.pop(waiter, None)
         effects.wake.append(waiter)
+
+    def _expire(self, waiter: Waiter, now: float) -> bool:
+        self.granted.pop(waiter, None)  # it has learnt of it
+        if waiter not in self.waiting:
+            return False
+        if waiter.entry is not None or waiter.error is not None:
+            self._finish_grant(waiter, now, Effects())  # it was interrupted
+            self.granted.pop(waiter, None)
+            return False
+        self.requests_errors += 1
+        self.requests_time += now - waiter.since
+        del self.waiting[waiter]
+        self._unclaim(waiter)
+        return True
+
+    def _unclaim(self, waiter: Waiter) -> None:
+        """A client has left the queue."""
+        left = self.claims.get(waiter.claim, 0) - 1
+        if left > 0:
+            self.claims[waiter.claim] = left
+        else:
+            self.claims.pop(waiter.claim, None)
 
     def _fail(self, waiter: Waiter, error: Exception, now: float, effects: Effects) -> None:
         """Refuse a client that waits."""
@@ -785,38 +1108,77 @@ class Core:
         waiter.error = error
         self._dismiss(waiter, now, effects)
 
-    def _break_deadlock(self, arrived: Waiter, now: float, effects: Effects) -> None:
+    def _is_stuck(self) -> bool:
+        """Whether all connections seem to be held by clients that wait for another one here."""
+        return self.opening == 0 and len(self.entries) >= self.max_size and not self._has_witness()
+
+    def _break_deadlock(self, now: float, effects: Effects) -> None:
         """Refuse one client if all connections are held by clients that wait for another.
 
-        Only where that is certain: each is the lease of a thread or task that waits here now.  The
-        one that would give up first is refused: until then, nothing could have changed.
+        Only where that is certain.  The one that would give up first is refused: until then,
+        nothing could have changed.
         """
-        if self.opening or len(self.entries) < self.max_size:
-            return
-        holders = {entry.leased for entry in self.entries if entry.place is LENT}
-        if arrived.claim not in holders or None in holders:
-            return
-        stuck = [waiter for waiter in self.waiting if waiter.claim in holders]
-        claims = {waiter.claim for waiter in stuck}
-        if holders <= claims and all(entry.place is LENT for entry in self.entries):
-            first = min(stuck, key=lambda each: each.deadline)
-            error = self.refusals.deadlock(self, now)
+        holders = {entry.leased for entry in self.entries}
+        stuck = {waiter.claim: waiter for waiter in self.waiting if waiter.claim in holders}
+        if self.waiting and len(stuck) == len(holders):
+            error = self.refusals.deadlock(self, now, stuck)
             if error is not None:
+                first = min(stuck.values(), key=lambda each: each.deadline)
                 self._fail(first, error, now, effects)
 
-    def _strayed(self, entry: Entry, conn: Any) -> Effects:
+    def _has_witness(self) -> bool:
+        """Whether some connection is with a client that does not wait for another.
+
+        The last one that was found is asked first, so that a long queue costs no more than a
+        short one.
+        """
+        if self.witness is None or not self._testifies(self.witness):
+            self.witness = next(filter(self._testifies, self.entries), None)
+        return self.witness is not None
+
+    def _testifies(self, entry: Entry) -> bool:
+        if entry.place is LENT:
+            return not entry.leased or entry.leased not in self.claims
+        return entry.place is SERVICE
+
+    def _strayed(self, entry: Entry, conn: Any, effects: Effects) -> Effects:
         """A connection comes back whose slot was given back before: close it."""
         if entry.place is not RETIRED or entry.ref is not None:
             raise ValueError(f"the connection is {entry.place.value} in its pool, not lent")
-        effects = Effects()
         entry.ref = Held.watch(conn, entry, self.lost)
         self._retire(entry, conn, effects)
         return effects
 
+    def _take_back(
+        self, entry: Entry, conn: Any, now: float, clean: bool, effects: Effects
+    ) -> None:
+        """Make a connection that comes back idle, or have a worker reset it first."""
+        if entry.place is not LENT:
+            self._strayed(entry, conn, effects)
+            return
+        self.moves += 1
+        self._end_lease(entry, now)
+        if not clean and entry.expires_at > now and (self.keep or self.waiting):
+            entry.place = SERVICE
+            self._order(entry, conn, effects, now + self.action_timeout)
+            return
+        self._put(entry, conn, now, effects)
+        self._prove(entry)
+
+    def _take_returned(self, now: float, effects: Effects) -> None:
+        """Take what came back while a transition of the same thread was under way (rule 9)."""
+        while self.returned:
+            entry, conn, lending, clean = self.returned[0]
+            if entry.place is LENT and entry.lent_at is lending:
+                self._take_back(entry, conn, now, clean, effects)
+            elif entry.place is RETIRED and entry.ref is None:  # its slot was given back before
+                self._strayed(entry, conn, effects)
+            self.returned.popleft()
+
     def _end_lease(self, entry: Entry, now: float) -> None:
         """Count the time of a connection() that ends."""
         if entry.leased:
-            entry.leased = None
+            entry.leased = entry.kept = None
             self.usage_time += now - entry.lent_at
 
     def _put(self, entry: Entry, conn: Any, now: float, effects: Effects) -> None:
@@ -848,9 +1210,9 @@ class Core:
         self._forget(entry)
         self._order(entry, conn, effects)
 
-    def _order(self, entry: Entry, conn: Any, effects: Effects) -> None:
-        """Have a worker take up a connection."""
-        entry.deadline = inf
+    def _order(self, entry: Entry, conn: Any, effects: Effects, deadline: float = inf) -> None:
+        """Have a worker take up a connection, by `deadline`."""
+        entry.deadline = deadline
         entry.ordered = True
         entry.conn = conn
         effects.start.append(entry)
@@ -862,9 +1224,13 @@ class Core:
     def _forget(self, entry: Entry) -> None:
         """Remove an entry from the registry."""
         was_opening = entry.place is OPENING
+        self.moves += 1
         entry.place = RETIRED
         self.entries.pop(entry, None)
         self.opening -= was_opening
+        entry.tether = entry.token = None  # else a circle
+        if self.witness is entry:
+            self.witness = None
 
     def _evict_all(self, effects: Effects) -> None:
         for entry in self.entries:
@@ -891,7 +1257,7 @@ class Core:
             return
         if not (self.waiting or self.opening or len(self.entries) < self.target):
             # Nothing more is attempted: the next failure is another story.
-            self.failing_since = inf
+            self.failing_since = self.rejected_since = inf
             self.crowded = False
         relied_on = self.retrying and self.waiting and self.opening
         stuck = self._unanswered(now, effects) if relied_on else 0
@@ -918,7 +1284,8 @@ class Core:
 
     def _unanswered(self, now: float, effects: Effects) -> int:
         """How many attempts to connect have lasted for too long for somebody to rely on them."""
-        begun = [e.began_at for e in self.entries if e.place is OPENING and not e.ordered]
+        newest = (e for e in reversed(self.entries) if e.place is OPENING)
+        begun = [e.began_at for e in islice(newest, self.opening) if not e.ordered]
         for began_at in begun:
             if now < began_at + PROBE_PATIENCE:
                 self._due_by(began_at + PROBE_PATIENCE, effects)
@@ -934,11 +1301,12 @@ class Core:
     def _probes(self, wanted: bool, now: float, effects: Effects) -> int:
         """How many attempts to make now, after the last one has failed: one or none.
 
-        One at a time; where somebody waits, one that is not answered is joined by a second.
+        One at a time; where somebody waits, those that are not answered are joined by another one
+        each second.
         """
         if self.opening:
             room = len(self.entries) < self.max_size and not self.crowded
-            if self.opening > 1 or not (self.waiting and room):
+            if self.opening > self._width or not (self.waiting and room):
                 return 0
             at = self.probed_at + PROBE_PATIENCE
         elif not wanted:
@@ -947,7 +1315,7 @@ class Core:
             at = self.retry_at
             if self.waiting or self.watching:
                 interval = CROWDED_INTERVAL if self.crowded else PROBE_INTERVAL
-                at = min(at, self.failed_at + interval)
+                at = min(at, max(self.failed_at, self.paced_at) + interval)
         if now < at:
             self._due_by(at, effects)
             return 0
@@ -956,14 +1324,22 @@ class Core:
     def _judge(self, error: BaseException, verdict: Verdict, now: float, effects: Effects) -> None:
         """Draw the consequences of a failed attempt, besides trying again later.
 
-        Credentials that may be others at the next attempt are given one.
+        A refusal is believed when it has stood for `rejected_after` seconds; credentials that may
+        be others each time, when `FRESH_TRIES` of them were refused.
         """
         self.crowded = verdict is Verdict.CROWDED
-        hopeless = verdict is Verdict.REJECTED
-        if verdict is Verdict.CREDENTIALS:
-            hopeless = self.refused or not self.fresh
-            self.refused = True
-        if hopeless and isinstance(error, Exception) and not self.entries:
+        if verdict is not self.verdict or self.rejected_since == inf:
+            self.verdict, self.rejected_since, self.rejections = verdict, now, 0
+        self.rejections += 1
+        if verdict is Verdict.HOPELESS:
+            final = True
+        elif verdict is Verdict.REJECTED or verdict is Verdict.CREDENTIALS:
+            final = now >= self.rejected_since + self.rejected_after
+        else:
+            return
+        if self.fresh and verdict is not Verdict.REJECTED:
+            final = final and self.rejections >= FRESH_TRIES
+        if final and isinstance(error, Exception) and not self.entries:
             for waiter in [*self.waiting, *self.watching]:
                 self._fail(waiter, self.refusals.rejected(self, error, now), now, effects)
 
@@ -975,17 +1351,48 @@ class Core:
         # An interruption is no connection error; keeping it would keep its frames alive.
         if isinstance(error, Exception):
             self.last_error = error
-        if now >= self.failing_since + self.reconnect_timeout:
-            effects.gave_up = True
-            self.target = self.min_size
-            self.failing_since = now
         self.retry_at = now + self.backoff.delay(self.failures, chance)
+        if now >= self._give_up_at():
+            self._give_up_trying(now, effects)
+        else:
+            self._due_by(self._give_up_at(), effects)
+
+    def _distrust(
+        self, why: str, error: Exception | None, now: float, chance: float, effects: Effects
+    ) -> None:
+        """New connections are no good though connecting succeeds: that counts as a failure."""
+        self.unproven = why
+        self._failed(error or ConnectionError(why), now, chance, effects)
+
+    def _is_on_probation(self, entry: Entry, now: float) -> bool:
+        """Whether a connection that has ended is young, and was never returned.
+
+        And was opened after the last failure: those that end together count once.
+        """
+        young = entry.idle_since == entry.opened_at and now < entry.opened_at + PROBATION
+        return self.retrying and young and not (self.failures and entry.opened_at < self.failed_at)
+
+    def _prove(self, entry: Entry) -> None:
+        """A connection has come back in order: new ones are good again, if it is one of them."""
+        if self.unproven and entry.opened_at >= self.failed_at:
+            self._recovered()
+
+    def _give_up_at(self) -> float:
+        """When attempts will have been in vain for `reconnect_timeout` seconds."""
+        patience = max(self.reconnect_timeout, ROUND_AT_LEAST)
+        return self.failing_since + patience if self.retrying else inf
+
+    def _give_up_trying(self, now: float, effects: Effects) -> None:
+        """Attempts have been in vain for long enough to tell the user; they go on."""
+        effects.gave_up = True
+        self.target = self.min_size
+        self.failing_since = now
 
     def _recovered(self) -> None:
         """An attempt to get a usable connection has succeeded."""
-        self.failures = 0
-        self.failing_since = inf
-        self.refused = False
+        self.failures = self.unanswered = 0
+        self.failing_since = self.rejected_since = inf
+        self.unproven = None
 
     def _suspect(self, now: float, effects: Effects) -> None:
         """A connection was found dead: trust none until the idle ones have been looked at."""
@@ -1004,7 +1411,8 @@ class Core:
             entry.expires_at = min(entry.expires_at, self._next_step(now, chance))
         elif not standby:
             self.writable = True
-            self.demotions = 0
+            if now >= self.demoted_until + PROBATION:  # a pooler may only say so
+                self.demotions = 0
             for other in [other for other in self.entries if other.standby]:
                 other.expires_at = EVICTED
                 if other.place is IDLE:
@@ -1022,7 +1430,10 @@ class Core:
         """Free who is blocked on a connection; wait no more for a worker that still is."""
         overdue = [e for e in [*self.entries, *self.retiring] if e.deadline <= now]
         for entry in overdue:
-            if entry.lifeline is not None:
+            if entry.ordered:  # all workers are blocked: it is closed, and replaced
+                self.returns_bad += 1
+                self._retire(entry, entry.conn, effects)
+            elif entry.lifeline is not None:
                 entry.expires_at = EVICTED  # however the action ends now
                 effects.cut.append(entry.lifeline)
                 entry.lifeline = None
@@ -1041,6 +1452,7 @@ class Core:
             self.connections_errors += 1
             if self.retrying:
                 late = TimeoutError("an attempt to connect, or its callback, did not end in time")
+                self.unanswered += 1
                 self._failed(late, now, chance, effects)
         elif entry.place is SERVICE:
             self.returns_bad += 1
@@ -1076,9 +1488,9 @@ class Core:
                 self._due_by(ask_at, effects)
             elif busy < self.num_workers:
                 busy += 1
-                conn = self.recall(entry)
+                conn = self._recall(entry)
                 entry.chore = Chore.PING
-                self._order(entry, conn, effects)
+                self._order(entry, conn, effects, now + self.action_timeout)
             else:
                 self._due_by(now + KEEPALIVE_PAUSE, effects)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 from math import inf
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 from weakref import ref
 
 from ._core import ALL, Core, Phase
+from ._entry import Verdict
 from ._flows import Flows
 from ._fork import register, renewed_core, renewed_flows
 
@@ -22,16 +23,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-logger = logging.getLogger("forebay")
-
 _number = count(1)
 
 
-class Delegated(Generic[T]):
-    """An attribute of a pool that lives in one of its parts, where it is read when used."""
+#: Methods that programs and tests replace on a pool.
+PATCHABLE = ("_connect", "getconn", "putconn")
 
-    def __init__(self, part: str, doc: str) -> None:
-        self._part = part
+
+class Delegated(Generic[T]):
+    """An attribute of a pool that lives in its core, where it is read when used."""
+
+    def __init__(self, doc: str) -> None:
         self.__doc__ = doc
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -46,10 +48,23 @@ class Delegated(Generic[T]):
     def __get__(self, pool: object | None, owner: type) -> Any:
         if pool is None:
             return self
-        return getattr(getattr(pool, self._part), self._name)
+        parts: Parts = pool._forebay  # type: ignore[attr-defined]
+        return getattr(parts.core, self._name)
 
     def __set__(self, pool: object, value: T) -> None:
-        setattr(getattr(pool, self._part), self._name, value)
+        parts: Parts = pool._forebay  # type: ignore[attr-defined]
+        setattr(parts.core, self._name, value)
+        parts.guard()
+
+
+class Reading:
+    """An attribute that answers unless a subclass puts its own in its place."""
+
+    def __init__(self, read: Callable[[Any], Any]) -> None:
+        self._read = read
+
+    def __get__(self, pool: object | None, owner: type) -> Any:
+        return self if pool is None else self._read(pool)
 
 
 def statistics(core: Core) -> dict[str, int]:
@@ -78,34 +93,159 @@ def bound(max_size: float) -> int:
     return 0 if max_size == inf else int(max_size)
 
 
+class Made:
+    """An attribute that is made when somebody asks for it."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, pool: object | None, owner: type) -> Any:
+        return self if pool is None else vars(pool).setdefault(self._name, self._make())
+
+
+class Parts:
+    """What a pool is made of.
+
+    A pool has this one attribute, `_forebay`, and no other that is not public: in a class that
+    users derive from every name is theirs.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "checks_in",
+        "checks_out",
+        "core",
+        "flows",
+        "guarded",
+        "implicitly_open",
+        "kind",
+        "lock",
+        "loop",
+        "now",
+        "null",
+        "own",
+        "patched",
+        "record_lines",
+        "thorough",
+        "thread",
+        "unclean",
+    )
+
+    flows: Flows
+    lock: Any  # this and the next three are read on the hot path: one attribute away
+    now: Callable[[], float]
+    own: Any
+    unclean: Callable[[Any], Any]
+    thorough: bool
+    guarded: bool
+    checks_out: bool
+    checks_in: bool
+
+    def __init__(
+        self, kind: type[Any], core: Core, *, null: bool = False, record_lines: bool = False
+    ) -> None:
+        self.kind = kind  # the pool's class
+        self.core = core
+        self.null = null
+        self.record_lines = record_lines
+        self.implicitly_open = False
+        self.patched: set[str] = set()  # methods that were replaced on this very pool
+        # Of pools for asyncio: the loop they are used in, and its thread.
+        self.loop: Any = None
+        self.thread = -1
+
+    def new_runtime(self) -> Any:
+        """A world for the core."""
+        core = self.core
+        runtime = self.kind._forebay_runtime(lambda: core.num_workers)
+        if self.null:
+            runtime.unbounded_openings()
+        return runtime
+
+    def run(self, flows: Flows) -> None:
+        """Use these flows; what is read on the hot path is one attribute away."""
+        self.flows = flows
+        self.lock = flows.runtime.lock
+        self.now = flows.runtime.now
+        self.own = getattr(flows.runtime, "own", None)
+        self.unclean = flows.driver.unclean if flows.reset is None else _always
+        self.guard()
+
+    def start_afresh(self) -> None:
+        """In a forked child: forget the parent's connections, and make every part anew."""
+        self.core = renewed_core(self.core)
+        self.loop, self.thread = None, -1  # the next use tells
+        self.run(renewed_flows(self.flows, self.core, self.new_runtime()))
+
+    def guard(self) -> None:
+        """Decide what a checkout and a return must do besides the transition."""
+        core, flows = self.core, self.flows
+        # Every connection goes through the flows, not only one that must be waited for.
+        self.thorough = flows.check is not None or core.max_uses > 0 or not core.max_lifetime
+        self.guarded = self.thorough or self.implicitly_open or self.record_lines
+        # A lease may take an idle connection by itself: getconn() would do no more.
+        self.checks_out = not (self.guarded or "getconn" in self.patched)
+        # And return a clean one by itself: putconn() would do no more.
+        self.checks_in = not (flows.reset is not None or "putconn" in self.patched)
+
+    def leave_implicit(self) -> None:
+        """Warn no more of a pool that was opened by its constructor."""
+        self.implicitly_open = False
+        self.guard()
+
+
 class Door:
     """One pool: its parts, and what needs no waiting."""
 
-    _runtime_class: ClassVar[type[Threads | Asyncio]]
-    _driver_class: ClassVar[type[Driver]]
-    _null: ClassVar[bool] = False
+    _forebay: Parts
+    _forebay_runtime: ClassVar[type[Threads | Asyncio]]
+    _forebay_driver: ClassVar[type[Driver]]
+    _forebay_null: ClassVar[bool] = False
 
-    conninfo: Delegated[Any] = Delegated("_flows", "Connection string, or a callable giving it.")
-    kwargs: Delegated[Any] = Delegated("_flows", "Arguments of connect(), or a callable.")
-    connection_class: Delegated[Any] = Delegated("_flows", "The class whose connect() is used.")
-    max_waiting: Delegated[int] = Delegated("_core", "Clients that may wait; 0: no bound.")
-    max_lifetime: Delegated[float] = Delegated("_core", "Seconds a connection may live.")
-    max_idle: Delegated[float] = Delegated("_core", "Seconds until an unused one is closed.")
-    reconnect_timeout: Delegated[float] = Delegated("_core", "Seconds of attempts to connect.")
-    num_workers: Delegated[int] = Delegated("_core", "Bound on each lane of background work.")
+    conninfo: Any
+    """Connection string, or a callable giving it; read at each attempt to connect."""
+    kwargs: Any
+    """Arguments of connect(), or a callable giving them; read at each attempt to connect."""
+    connection_class: Any
+    """The class whose connect() is used; read at each attempt to connect."""
+    name: str
+    """What logs and threads call the pool."""
+    timeout: float
+    """Seconds a client waits for a connection, unless it says otherwise."""
+    close_returns: bool
+    """Whether close() of a lent connection returns it."""
 
+    max_waiting: Delegated[int] = Delegated("Clients that may wait; 0: no bound.")
+    max_lifetime: Delegated[float] = Delegated(
+        "Seconds a connection may live; 0: replaced at each return."
+    )
+    max_idle: Delegated[float] = Delegated("Seconds until an unused one is closed.")
+    max_uses: Delegated[int] = Delegated("How often one is lent until it is replaced; 0: no bound.")
+    reconnect_timeout: Delegated[float] = Delegated("Seconds of attempts to connect.")
+    num_workers: Delegated[int] = Delegated("Bound on each lane of background work.")
     bypass_window: Delegated[float] = Delegated(
-        "_core", "Seconds after a use during which a connection is lent without a look at it."
+        "Seconds after a use during which a connection is lent without a look at it."
     )
     keepalive_interval: Delegated[float] = Delegated(
-        "_core", "Seconds between two queries that keep an idle connection alive; 0: none."
+        "Seconds between two queries that keep an idle connection alive; 0: none."
     )
     action_timeout: Delegated[float] = Delegated(
-        "_core", "Seconds that a callback, a rollback or closing may take."
+        "Seconds that a callback, a rollback or closing may take."
     )
     leak_threshold: Delegated[float] = Delegated(
-        "_core", "Seconds after which a lent connection is reported; 0: never."
+        "Seconds after which a lent connection is reported; 0: never."
     )
+    rejected_after: Delegated[float] = Delegated(
+        "Seconds for which a refusal of the server must stand until clients are told."
+    )
+
+    # Names of the original's that programs look at.
+    _closed = Reading(lambda pool: pool.closed)
+    _core = Reading(lambda pool: pool._forebay.core)  # for who looks inside
+    _opened = Reading(lambda pool: pool._forebay.core.phase is not Phase.NEW)
 
     def __init__(
         self,
@@ -133,39 +273,40 @@ class Door:
         max_uses: int,
         action_timeout: float,
         leak_threshold: float,
+        rejected_after: float,
         record_lines: bool,
     ) -> None:
         if idle_order not in ("lifo", "fifo"):
             raise ValueError(f"idle_order must be 'lifo' or 'fifo', not {idle_order!r}")
+        _expect_whole(num_workers=num_workers, max_waiting=max_waiting, max_uses=max_uses)
         if num_workers < 1:
             raise ValueError(f"num_workers must be at least 1, not {num_workers!r}")
-        most = self._bounds(min_size, max_size)
-        _expect_seconds(
-            timeout=timeout,
-            max_lifetime=max_lifetime,
-            max_idle=max_idle,
-            reconnect_timeout=reconnect_timeout,
-        )
-        _expect_more_than_0(
-            max_lifetime=(max_lifetime, "math.inf keeps connections for ever"),
-            action_timeout=(action_timeout, "math.inf sets no bound"),
-        )
+        if max_uses < 0:
+            raise ValueError(f"max_uses must be 0 or more, not {max_uses!r}; 0 sets no bound")
+        null = self._forebay_null
+        most = bounds(null, min_size, max_size)
+        _expect_seconds(timeout=timeout, max_idle=max_idle, reconnect_timeout=reconnect_timeout)
+        _expect_more_than_0(action_timeout=(action_timeout, "math.inf sets no bound"))
         _expect_no_less_than_0(
+            max_lifetime=(max_lifetime, "0 replaces a connection at each return"),
             bypass_window=(bypass_window, "0 looks at a connection each time"),
             keepalive_interval=(keepalive_interval, "0 sends no queries"),
             leak_threshold=(leak_threshold, "0 reports nothing"),
+            rejected_after=(rejected_after, "0 believes the first refusal"),
         )
-        _expect_uses(max_uses)
+        self.conninfo = conninfo
+        self.kwargs = kwargs
+        self.connection_class = connection_class
         self.name = f"pool-{next(_number)}" if name is None else name
         self.timeout = timeout
         self.close_returns = close_returns
-        driver = self._driver_class()
-        self._core = Core(
+        driver = self._forebay_driver()
+        core = Core(
             driver.refusals(self.name),
             min_size=min_size,
             max_size=most,
-            keep=0 if self._null else ALL,
-            retrying=not self._null,
+            keep=0 if null else ALL,
+            retrying=not null,
             lifo=idle_order == "lifo",
             max_waiting=max_waiting,
             max_lifetime=max_lifetime,
@@ -177,93 +318,73 @@ class Door:
             max_uses=max_uses,
             action_timeout=action_timeout,
             leak_threshold=leak_threshold,
+            rejected_after=rejected_after,
         )
-        runtime = self._new_runtime()
+        parts = Parts(type(self), core, null=null, record_lines=bool(record_lines))
         this = ref(self)  # the flows do not keep their pool alive
-        self._flows = Flows(
-            self._core,
-            runtime,
+        flows = Flows(
+            core,
+            parts.new_runtime(),
             driver,
             name=self.name,
-            connection_class=connection_class,
-            conninfo=conninfo,
-            kwargs=kwargs,
+            source=this,
             configure=configure,
             check=check,
             reset=reset,
-            gave_up=reconnect_failed and (lambda: (pool := this()) and reconnect_failed(pool)),
+            gave_up=reconnect_failed and partial(_tell, this, reconnect_failed),
         )
-        # Read on the hot path: one attribute instead of two.
-        self._lock = runtime.lock
-        self._now = runtime.now
-        self._unclean = driver.unclean if reset is None else _always
-        self._reset = reset
-        self._implicitly_open = False
-        self._record_lines = bool(record_lines)
-        self._plain_getconn = False  # the doors decide, last
-        self._guard()
-        register(self)
+        parts.run(flows)
+        self._forebay = parts
+        register(parts)
 
-    def _new_runtime(self) -> Any:
-        core = self._core
-        runtime: Any = self._runtime_class(lambda: core.num_workers)
-        if self._null:
-            runtime.unbounded_openings()
-        return runtime
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        self._forebay_note(name, patched=True)
 
-    def _start_afresh(self) -> None:
-        """In a forked child: forget the parent's connections, and make every part anew."""
-        self._core = renewed_core(self._core)
-        self._flows = renewed_flows(self._flows, self._core, self._new_runtime())
-        self._lock = self._flows.runtime.lock
+    def __delattr__(self, name: str) -> None:
+        super().__delattr__(name)
+        self._forebay_note(name, patched=False)
 
-    def _guard(self) -> None:
-        """Decide what a checkout must do besides taking an idle connection."""
-        # Every connection goes through the flows, not only one that must be waited for.
-        self._thorough = self._flows.check is not None or self._core.max_uses > 0
-        self._guarded = self._thorough or self._implicitly_open or self._record_lines
-        # A lease may take an idle connection by itself: getconn() would do no more.
-        self._quick = self._plain_getconn and not self._guarded
+    def _forebay_note(self, name: str, *, patched: bool) -> None:
+        """A method was replaced on this very pool: from now on it is called by its name.
 
-    @property
-    def max_uses(self) -> int:
-        """How often a connection is lent until it is replaced; 0: no bound; assignable."""
-        return self._core.max_uses
-
-    @max_uses.setter
-    def max_uses(self, value: int) -> None:
-        self._core.max_uses = value
-        self._guard()
+        That is noted, since to look into the pool's `__dict__` would slow its attributes down.
+        """
+        if name in PATCHABLE and hasattr(self, "_forebay"):
+            parts = self._forebay
+            (parts.patched.add if patched else parts.patched.discard)(name)
+            parts.guard()
 
     @property
     def record_lines(self) -> bool:
         """Whether the line that acquires each connection is noted; assignable at any time."""
-        return self._record_lines
+        return self._forebay.record_lines
 
     @record_lines.setter
     def record_lines(self, value: bool) -> None:
-        self._record_lines = bool(value)
-        self._guard()
-        for entry in [*self._core.entries]:
+        parts = self._forebay
+        parts.record_lines = bool(value)
+        parts.guard()
+        for entry in [*parts.core.entries]:
             entry.line = None  # of a client that is long gone, perhaps
 
     @property
     def min_size(self) -> int:
         """Connections the pool keeps."""
-        return self._core.min_size
+        return self._forebay.core.min_size
 
     @property
     def max_size(self) -> int:
         """Connections the pool may have at most; 0: no bound (null pools only)."""
-        return bound(self._core.max_size)
+        return bound(self._forebay.core.max_size)
 
     @property
     def closed(self) -> bool:
         """Whether the pool is not open: not yet, or no more."""
-        return self._core.phase is not Phase.OPEN
+        return self._forebay.core.phase is not Phase.OPEN
 
     def __repr__(self) -> str:
-        core = self._core
+        core = self._forebay.core
         state = core.phase.value
         if core.phase is Phase.OPEN:
             state = (
@@ -274,75 +395,119 @@ class Door:
 
     def get_stats(self) -> dict[str, int]:
         """What the pool holds now, and what it has counted; times in milliseconds."""
-        with self._lock:
-            return {**statistics(self._core), **self._given_up}
+        parts = self._forebay
+        with parts.lock:
+            return {**statistics(parts.core), **_given_up(parts)}
 
     def pop_stats(self) -> dict[str, int]:
         """The same as `get_stats()`, and the counters restart at zero."""
-        with self._lock:
-            stats = {**statistics(self._core), **self._given_up}
-            self._core.reset_counters()
+        parts = self._forebay
+        with parts.lock:
+            stats = {**statistics(parts.core), **_given_up(parts)}
+            parts.core.reset_counters()
         return stats
 
-    @property
-    def _given_up(self) -> dict[str, int]:
-        return {"workers_abandoned": self._flows.runtime.abandoned}
 
-    def _bounds(self, min_size: int, max_size: int | None) -> float:
-        """Check the sizes; returns max_size, which may be infinite."""
-        if self._null:
-            if min_size != 0:
-                raise ValueError(f"null pools must have min_size = 0, not {min_size!r}")
-            most = max_size or inf
-        else:
-            most = min_size if max_size is None else max_size
-            if min_size == most == 0:
-                raise ValueError("if min_size is 0 max_size must be greater than 0")
-        if min_size < 0:
-            raise ValueError(f"min_size cannot be negative, not {min_size!r}")
-        if most < min_size:
-            raise ValueError(
-                f"max_size must be greater or equal than min_size, not {max_size!r} < {min_size!r}"
-            )
-        return most
+def _tell(this: Callable[[], Any], callback: Callable[..., Any]) -> Any:
+    """Call a callback with a pool, which its subclass may have made false."""
+    pool = this()
+    return None if pool is None else callback(pool)
 
-    def _unfilled(self, timeout: float) -> Exception:
-        """What wait() raises, when it has closed the pool."""
-        refusals: Any = self._core.refusals
-        with self._lock:
-            error: Exception = refusals.timeout(self._core, timeout, self._now())
-        why = f": {error.__cause__}" if error.__cause__ else ""
-        error.args = (f"pool initialization incomplete after {timeout:.2f} sec: {self!r}{why}",)
-        return error
 
-    def _report(self, error: PoolTimeoutMixin) -> None:
-        """Log a time-out that may be a deadlock: who catches it may not show what it says."""
-        if error.suspects:
-            logger.warning("%s: %s", self.name, error)
+def _always(conn: Any) -> bool:
+    """What `unclean` says where a worker must have each connection: `reset=` is set."""
+    del conn
+    return True
 
-    def _announce_implicit(self, category: type[Warning], text: str, stacklevel: int) -> None:
-        """Warn once that the pool was opened by its constructor without having been asked to."""
-        self._leave_implicit()
-        warnings.warn(text, category, stacklevel=stacklevel + 1)
 
-    def _leave_implicit(self) -> None:
-        self._implicitly_open = False
-        self._guard()
+def _given_up(parts: Parts) -> dict[str, int]:
+    return {"workers_abandoned": parts.flows.runtime.abandoned}
 
-    def _stranger(self, conn: Any) -> ValueError:
-        """The error for the return of a connection that this pool has not lent."""
-        pool = getattr(conn, "_pool", None)
-        if pool is None:
-            origin = "it comes from no pool, or it has been returned already"
-        else:
-            origin = f"it was lent by pool {pool.name!r}"
-        return ValueError(f"can't return connection to pool {self.name!r}: {origin}: {conn}")
+
+# What the doors do, as functions: as methods they would be in the way of their subclasses' names.
+
+
+def bounds(null: bool, min_size: int, max_size: int | None) -> float:
+    """Check the sizes; returns max_size, which may be infinite."""
+    _expect_whole(min_size=min_size, max_size=0 if max_size is None else max_size)
+    if null:
+        if min_size != 0:
+            raise ValueError(f"null pools must have min_size = 0, not {min_size!r}")
+        most = max_size or inf
+    else:
+        most = min_size if max_size is None else max_size
+        if min_size == most == 0:
+            raise ValueError("if min_size is 0 max_size must be greater than 0")
+    if min_size < 0:
+        raise ValueError(f"min_size cannot be negative, not {min_size!r}")
+    if most < min_size:
+        raise ValueError(
+            f"max_size must be greater or equal than min_size, not {max_size!r} < {min_size!r}"
+        )
+    return most
+
+
+def seconds(timeout: float) -> float:
+    """A client's timeout; `nan` is none."""
+    if timeout != timeout:
+        raise ValueError("timeout must be a number of seconds, not nan")
+    return timeout
+
+
+def unfilled(pool: Any, timeout: float, cause: Exception | None = None) -> Exception:
+    """What wait() raises when it has closed the pool."""
+    parts: Parts = pool._forebay
+    refusals: Any = parts.core.refusals
+    with parts.lock:
+        error: Exception = refusals.timeout(parts.core, timeout, parts.now())
+    error.__cause__ = cause or error.__cause__
+    why = f": {error.__cause__}" if error.__cause__ else ""
+    error.args = (f"pool initialization incomplete after {timeout:.2f} sec: {pool!r}{why}",)
+    return error
+
+
+def is_hopeless(pool: Any) -> bool:
+    """Whether connecting fails by what no waiting can heal: wait() closes the pool then."""
+    return pool._forebay.core.verdict is Verdict.HOPELESS
+
+
+def report(pool: Any, error: PoolTimeoutMixin) -> None:
+    """Log a time-out that may be a deadlock: who catches it may not show what it says."""
+    if error.suspects:
+        pool._forebay.flows.warn("%s", error)
+
+
+def announce_implicit(pool: Any, category: type[Warning], text: str, stacklevel: int) -> None:
+    """Warn once that the pool was opened by its constructor without having been asked to."""
+    pool._forebay.leave_implicit()
+    warnings.warn(text, category, stacklevel=stacklevel + 1)
+
+
+def stranger(pool: Any, conn: Any) -> ValueError:
+    """The error for the return of a connection that this pool has not lent."""
+    label = pool._forebay.flows.driver.label(conn)
+    lender = getattr(conn, "_pool", None)
+    if lender is None:
+        origin = "it comes from no pool, or it has been returned already"
+    else:
+        origin = f"it was lent by pool {getattr(lender, 'name', lender)!r}"
+    return ValueError(f"can't return connection to pool {pool.name!r}: {origin}: {label}")
+
+
+def overridden(pool: Any, name: str, own: Any) -> Callable[..., Any] | None:
+    """The method `name` of a pool, if a subclass or a program has put another in its place."""
+    if getattr(type(pool), name) is own and name not in pool._forebay.patched:
+        return None
+    method: Callable[..., Any] = getattr(pool, name)
+    return method
 
 
 def _expect_seconds(**durations: Any) -> None:
     for name, value in durations.items():
         if not isinstance(value, int | float):
             raise TypeError(f"{name} must be a number of seconds, not {value!r}")
+        if value != value:
+            raise ValueError(f"{name} must be a number of seconds, not nan")
 
 
 def _expect_more_than_0(**durations: tuple[Any, str]) -> None:
@@ -359,14 +524,7 @@ def _expect_no_less_than_0(**durations: tuple[Any, str]) -> None:
             raise ValueError(f"{name} must be 0 seconds or more, not {value!r}; {hint}")
 
 
-def _expect_uses(max_uses: Any) -> None:
-    if not isinstance(max_uses, int):
-        raise TypeError(f"max_uses must be a whole number, not {max_uses!r}; 0 sets no bound")
-    if max_uses < 0:
-        raise ValueError(f"max_uses must be 0 or more, not {max_uses!r}; 0 sets no bound")
-
-
-def _always(conn: Any) -> bool:
-    """What `unclean` says where a worker must have each connection: `reset=` is set."""
-    del conn
-    return True
+def _expect_whole(**numbers: Any) -> None:
+    for name, value in numbers.items():
+        if not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, not {value!r}")

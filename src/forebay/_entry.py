@@ -28,6 +28,7 @@ class Chore(Enum):
 
     RESET = "roll back and reset"
     PING = "make a round trip"
+    LOOK = "read what the server has sent"
     ROLE = "roll back, reset, and ask the server whether it is a standby"
 
 
@@ -50,9 +51,11 @@ class Entry:
         "conn",
         "deadline",
         "expires_at",
+        "forfeited",
         "given_up",
         "holder",
         "idle_since",
+        "kept",
         "leased",
         "lent_at",
         "lifeline",
@@ -64,6 +67,8 @@ class Entry:
         "ref",
         "seen_at",
         "standby",
+        "tether",
+        "token",
         "uses",
     )
 
@@ -80,6 +85,11 @@ class Entry:
         self.line: str | None = None  # where it was acquired, if that is recorded
         # Lent through connection(), whose time counts as usage: the identity of the holder.
         self.leased: Any = None
+        self.kept: Any = None  # the connection of a lease: here its lease need not be trusted
+        # A lease has the token meanwhile, and dies with it: `tether` refers to it weakly.
+        self.token: Token | None = None
+        self.tether: Held | None = None
+        self.forfeited: Any = None  # `lent_at` of the lending that was taken back like that last
         self.uses = 0  # how often it was lent; counted only where they are bounded
         self.seen_at = 0.0  # when its server answered last, while idle
         self.standby = False  # its server was a standby when it opened
@@ -97,6 +107,12 @@ class Entry:
 
 class Permit:
     """What a worker holds while it opens a connection; dropping it returns the permit."""
+
+    __slots__ = ("__weakref__",)
+
+
+class Token:
+    """What a lease holds while it has a connection; if it dies, the lease was dropped."""
 
     __slots__ = ("__weakref__",)
 
@@ -121,8 +137,18 @@ class Verdict(Enum):
 
     TRANSIENT = "transient"  # the next attempt may succeed
     REJECTED = "rejected"  # it will not, before somebody changes something
-    CREDENTIALS = "credentials"  # the same, of these credentials; fresh ones may do
+    HOPELESS = "hopeless"  # the connection string itself is wrong: no server was asked
+    CREDENTIALS = "credentials"  # as `rejected`, of these credentials; fresh ones may do
     CROWDED = "crowded"  # the server has too many connections: fewer attempts, not more
+
+
+class Return(NamedTuple):
+    """A connection that came back while the core could not take it: it is taken later."""
+
+    entry: Entry
+    conn: Any
+    lending: float  # `lent_at` of the lending that ends, as an object
+    clean: bool  # whether it may be lent again as it is
 
 
 class Hold(NamedTuple):
@@ -138,6 +164,7 @@ class Waiter(Protocol):
 
     holder: Any  # who will hold the connection: what has a name, or is one
     claim: Any  # the identity of the holder, as in `Entry.leased`
+    client: Any  # the thread or task that waits: by what `_stacks` finds it
     entry: Entry | None  # granted by the core
     conn: Any  # the granted connection, held here until the client takes it
     error: BaseException | None  # why the client is refused
@@ -157,7 +184,7 @@ class Waiter(Protocol):
 class Effects:
     """What a transition asks the shell to do, once the lock is released."""
 
-    __slots__ = ("alarm", "cut", "gave_up", "give_up", "start", "wake")
+    __slots__ = ("alarm", "cut", "demoted", "gave_up", "give_up", "start", "wake")
 
     def __init__(self) -> None:
         self.wake: list[Waiter] = []  # clients to wake
@@ -166,6 +193,7 @@ class Effects:
         self.give_up: list[Entry] = []  # entries whose workers are not waited for any more
         self.alarm = False  # maintenance is due earlier than it was
         self.gave_up = False  # call reconnect_failed
+        self.demoted = False  # tell that the server is a standby
 
     def __repr__(self) -> str:
         alarm, gave_up = self.alarm, self.gave_up

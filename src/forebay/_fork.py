@@ -24,12 +24,12 @@ T = TypeVar("T")
 
 
 class Pool(Protocol):
-    """What a fork copies."""
+    """What a fork copies: the parts of a pool."""
 
-    _core: Core
-    _flows: Flows
+    core: Core
+    flows: Flows
 
-    def _start_afresh(self) -> None:
+    def start_afresh(self) -> None:
         """Forget all connections and make every part anew, also locks: they may be held."""
         ...
 
@@ -114,18 +114,18 @@ def _start_afresh() -> None:
         lifeline.close()
     silenced = _silence([conn for _, found in inherited for conn, _ in found])
     for pool, found in inherited:
-        driver = pool._flows.driver
-        pool._start_afresh()
+        driver = pool.flows.driver
+        pool.start_afresh()
         for conn, is_untouched in found:
             driver.adopt(conn, Inherited())
             if is_untouched and silenced:
                 with suppress(Exception):  # a class of the user's may do more than close
-                    run_sync(driver.close(conn))
+                    run_sync(driver.close, conn)
 
 
 def _connections(pool: Pool) -> Iterator[tuple[Any, bool]]:
     """All connections that are known, wherever they are, and whether they are untouched."""
-    for entry in [*pool._core.entries, *pool._core.retiring]:
+    for entry in [*pool.core.entries, *pool.core.retiring]:
         conn = entry.conn
         if conn is None and entry.ref is not None:
             conn = entry.ref()
@@ -153,9 +153,17 @@ def _silence(conns: list[Any]) -> bool:
     with end:
         for conn in conns:
             with suppress(Exception):  # closed already
-                # The class's own: psycopg2_pool's connections on offer look who asks.
-                os.dup2(end.fileno(), type(conn).fileno(conn), inheritable=False)
+                os.dup2(end.fileno(), _descriptor(conn), inheritable=False)
     return True
+
+
+def _descriptor(conn: Any) -> int:
+    """The descriptor of a connection's socket."""
+    # The class's own: psycopg2_pool's connections on offer look who asks.  An agent's proxy has
+    # none there, and passes on what it is asked.
+    fileno = getattr(type(conn), "fileno", None)
+    descriptor: int = conn.fileno() if fileno is None else fileno(conn)
+    return descriptor
 
 
 def _is_untouched(pool: Pool, entry: Entry) -> bool:
@@ -163,7 +171,7 @@ def _is_untouched(pool: Pool, entry: Entry) -> bool:
 
     Such a connection is in no state to be closed: memory half written, psycopg2's own lock held.
     """
-    thread = getattr(pool, "_thread", None)  # that of the event loop
+    thread = getattr(pool, "thread", None)  # that of the event loop
     return entry.place is IDLE or get_ident() in (thread, getattr(entry.holder, "ident", None))
 
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 import weakref
-from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, Any
 
+from ._locks import reentrant_lock
 from ._runtime import Job, run_sync
-from ._threads import ThreadWaiter, call_plain
+from ._threads import ThreadWaiter, call_plain, thread_own
 
 if TYPE_CHECKING:
+    from ._core import Core
+    from ._entry import Place
     from ._flows import Flows
 
 #: Seconds between two rounds of maintenance, which a client that waits makes meanwhile.
@@ -28,8 +29,8 @@ class InlineWaiter(ThreadWaiter):
 
     __slots__ = ("_maintain",)
 
-    def __init__(self, maintain: Callable[[], object]) -> None:
-        super().__init__()
+    def __init__(self, holder: Any, maintain: Callable[[], object]) -> None:
+        super().__init__(holder)
         self._maintain = maintain
 
     async def wait(self, timeout: float | None) -> None:
@@ -56,29 +57,50 @@ class Inline:
 
         It must not keep its pool alive.
         """
-        # Held for microseconds, never during I/O; always taken by `with`, as in _threads.py.
-        self.lock = allocate_lock()
+        # Held for microseconds, never during I/O; always taken by `with`; reentrant for what the
+        # interpreter runs inside a transition: all as in _threads.py.
+        self.lock: Any = reentrant_lock()
+        self.own = thread_own()
         self._maintain = maintain
-        self._mine = threading.local()
 
     def waiter(self) -> InlineWaiter:
         """A new waiter for the calling thread."""
         assert self._maintain is not None, "the pool has not been opened"
-        return InlineWaiter(self._maintain)
+        return InlineWaiter(self.own.holder, self._maintain)
 
-    def spawn(self, key: object, job: Job, *, opening: bool) -> None:
+    def inside(self, core: Core) -> bool:
+        """Whether the calling thread has the pool's lock."""
+        del core
+        return bool(self.lock._is_owned())
+
+    def spawn(self, key: object, job: Job, place: Place) -> None:
         """Run `job` now; what it spawns itself comes after it, not inside it."""
-        del key, opening
-        jobs: deque[Job] | None = getattr(self._mine, "jobs", None)
+        del key, place
+        jobs: deque[Job] | None = getattr(self.own, "jobs", None)
         if jobs is not None:
             jobs.append(job)
             return
-        self._mine.jobs = jobs = deque([job])
+        self.own.jobs = jobs = deque([job])
         try:
             while jobs:
-                run_sync(jobs.popleft()())
+                job = jobs.popleft()
+                run_sync(job)
         finally:  # what an interrupt leaves undone stays ordered, and maintenance asks again
-            self._mine.jobs = None
+            self.own.jobs = None
+
+    def move(self) -> None:
+        """Nothing: threads belong to no loop."""
+
+    outdated = False
+
+    def tell(self, write: Callable[[], object]) -> None:
+        """Write a line."""
+        write()
+
+    def notify(self, key: object, job: Job) -> None:
+        """Call what the user wants to be told by."""
+        del key
+        run_sync(job)
 
     abandoned = 0
 

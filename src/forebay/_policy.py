@@ -13,8 +13,12 @@ PROBE_INTERVAL = 0.1
 #: The same where the server has too many connections: others need the next one as much.
 CROWDED_INTERVAL = 0.5
 
-#: Seconds until an attempt to connect that is not answered is joined by a second one.
+#: Seconds until an attempt to connect that is not answered is joined by another one.
 PROBE_PATIENCE = 1.0
+
+#: Seconds for which a new connection that was never returned may be of the kind that ends at once:
+#: a server may let clients in and close their sessions (a proxy whose server is gone, say).
+PROBATION = 10.0
 
 #: Seconds for whoever is blocked to come back after the socket was shut down.
 GRACE = 1.0
@@ -27,6 +31,10 @@ PARAMETERS_PATIENCE = 30.0
 
 #: Seconds between two rounds of maintenance, at most.
 MAINTENANCE_INTERVAL = 1.0
+
+#: Seconds between two rounds that expired connections alone ask for, at least: a `max_lifetime` of
+#: next to nothing must not make it a loop.
+ROUND_AT_LEAST = 0.1
 
 
 @dataclass(frozen=True, slots=True)

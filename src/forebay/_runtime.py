@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from ._entry import Waiter
+    from ._core import Core
+    from ._entry import Place, Waiter
     from ._flows import Flows
 
 T = TypeVar("T")
@@ -33,10 +34,11 @@ class Runtime(Protocol):
         """A new waiter for the calling client."""
         ...
 
-    def spawn(self, key: object, job: Job, *, opening: bool) -> None:
+    def spawn(self, key: object, job: Job, place: Place) -> None:
         """Have a worker run `job`, once for a `key`, however often asked before it begins.
 
-        Openings have a lane of their own: nothing that is reset, checked or closed holds them up.
+        What is OPENING, in SERVICE and RETIRED has a lane each: nothing that is reset or checked
+        holds up a new connection, or the end of an old one.
         """
         ...
 
@@ -53,6 +55,30 @@ class Runtime(Protocol):
         """Have maintenance run at `at` or earlier."""
         ...
 
+    def inside(self, core: Core) -> bool:
+        """Whether the caller runs inside a transition of `core`, or keeps others out of one.
+
+        A signal handler or a finalizer may.
+        """
+        ...
+
+    def move(self) -> None:
+        """Go on in the running event loop."""
+        ...
+
+    def tell(self, write: Callable[[], object]) -> None:
+        """Write a line of the log: a handler that blocks must not stop what runs in the pool."""
+        ...
+
+    def notify(self, key: object, job: Job) -> None:
+        """Call what the user wants to be told by, once for a `key`, where it may block for ever."""
+        ...
+
+    @property
+    def outdated(self) -> bool:
+        """Whether what its locks were made from has been replaced since (gevent, eventlet)."""
+        ...
+
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call what the user gave us; in asyncio, await what it returns."""
         ...
@@ -66,12 +92,20 @@ class Runtime(Protocol):
         ...
 
 
-def run_sync(flow: Coroutine[Any, Any, T]) -> T:
-    """Run a flow in a world where nothing suspends."""
+def run_sync(flow: Callable[..., Coroutine[Any, Any, T]], *args: Any) -> T:
+    """Run a flow with up to two arguments, in a world where nothing suspends.
+
+    It is made and begun in one line, where no signal handler can run in between: what the handler
+    raised would leave a coroutine that was never awaited, of which Python complains.
+    """
     try:
-        flow.send(None)
+        if not args:
+            flow().send(None)
+        elif len(args) == 1:
+            flow(args[0]).send(None)
+        else:
+            flow(args[0], args[1]).send(None)
     except StopIteration as stop:
         result: T = stop.value
         return result
-    flow.close()
     raise RuntimeError("internal error, please report: a flow suspended in a thread")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import _socket
+import os
 import select
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from types import BuiltinFunctionType
 from typing import Any
 from weakref import WeakSet
 
 #: How many sockets `select()` takes everywhere, Windows included.
 SELECTABLE = 500
+
+
+class Quiet(socket.socket):
+    """A socket that is closed without a word if it is dropped, as a signal handler may have it."""
+
+    def __del__(self) -> None:
+        self.close()
 
 
 class Lifeline:
@@ -31,7 +41,7 @@ class Lifeline:
 
     def __init__(self, descriptor: int) -> None:
         # The family is of no account here, and to give one saves asking the system for it.
-        self._socket = socket.fromfd(descriptor, socket.AF_INET, socket.SOCK_STREAM)
+        self._socket = Quiet(socket.AF_INET, socket.SOCK_STREAM, fileno=os.dup(descriptor))
         lifelines.add(self)
 
     def cut(self) -> None:
@@ -68,23 +78,46 @@ def silent(descriptor: int) -> bool:
 
 def _descriptor(conn: Any) -> int:
     try:
-        descriptor: int = conn.fileno()
+        descriptor = conn.fileno()
     except Exception:  # each library has its own error, and a class derived from its may have more
         return -1
-    return descriptor
+    return descriptor if isinstance(descriptor, int) else -1  # of a mock it is no number
 
 
 def _ready(descriptors: Sequence[int]) -> list[int]:
-    try:
-        poller = select.poll()  # looked up now: gevent and eventlet replace or remove it
-    except AttributeError:
-        return _select(descriptors)
+    poll = getattr(select, "poll", None)  # looked up now: gevent and eventlet replace or remove it
+    if not isinstance(poll, BuiltinFunctionType):
+        green = not isinstance(select.select, BuiltinFunctionType)
+        return [fd for fd in descriptors if _stirred(fd)] if green else _select(descriptors)
+    poller = poll()
     register, readable = poller.register, select.POLLIN
     for descriptor in descriptors:
         register(descriptor, readable)
     # Whatever is said of a socket, also that it is closed or broken, is worth a look.
     found = poller.poll(0)
     return [descriptor for descriptor, _ in found] if found else []
+
+
+def _stirred(descriptor: int) -> bool:
+    """As `poll()` for one socket, where greenlets must not take turns meanwhile.
+
+    In their `poll()` and `select()` they do, even if there is no time to wait; one may close the
+    socket then, and libev ends the process if it is asked for a descriptor that is closed.
+    """
+    try:
+        plain = _socket.socket(fileno=_socket.dup(descriptor))  # of C, which nobody replaces
+    except OSError:
+        return True
+    try:
+        plain.settimeout(0.0)  # as libpq has it
+        plain.recv(1, _socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        plain.close()
+    return True
 
 
 def _select(descriptors: Sequence[int]) -> list[int]:

@@ -3,21 +3,50 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable
+from functools import wraps
+from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
-from ._door import Door
+from ._core import Phase
+from ._door import (
+    Door,
+    Made,
+    announce_implicit,
+    bounds,
+    is_hopeless,
+    overridden,
+    report,
+    seconds,
+    stranger,
+    unfilled,
+)
 from ._fork import Dormant, Inherited
 from ._runtime import run_sync
 from ._stacks import acquiring_line
-from ._threads import Threads, mine
-from .errors import PoolTimeoutMixin
+from ._threads import Threads, call_plain
+from .errors import PoolClosedMixin, PoolTimeoutMixin
 
 if TYPE_CHECKING:
-    from typing import Self
+    from ._core import Core
+    from ._entry import Entry, Token
 
 C = TypeVar("C")
+R = TypeVar("R")
+
+#: Stands for the connection while a lease is being entered.
+TAKEN = object()
+
+#: A lease is of one block at a time.
+ENTERED = (
+    "this lease is entered already: `pool.connection()` makes one for each `with` block, and for"
+    " each thread"
+)
+
+#: The collector found the lease, and the pool was faster than the finalizer that ends the block.
+FORFEITED = "this block was dropped before it ended: its connection was rolled back and is gone"
 
 _IMPLICIT = (
     "the pool was opened by its constructor; the default for the 'open' parameter will become"
@@ -27,15 +56,20 @@ _IMPLICIT = (
 
 
 class Lease(Generic[C]):
-    """A connection for the length of a `with` block; made by `ConnectionPool.connection()`."""
+    """A connection for the length of a `with` block; made by `ConnectionPool.connection()`.
+
+    It may be entered again when it was left, not while it is entered.  As a decorator it runs each
+    call of a function in a block of its own.
+    """
 
     # No __init__: it would take 40 to 80 ns of each block (docs/decisions/0006).
-    __slots__ = ("_conn", "_lent_at", "_pool", "_timeout")
+    __slots__ = ("_conn", "_lent_at", "_pool", "_timeout", "_token")
 
     _pool: ThreadDoor[C]
     _timeout: float | None
-    _conn: Any  # while it is lent
+    _conn: Any  # while it is lent; TAKEN from the moment the lease is entered
     _lent_at: float
+    _token: Any  # of the connection: if the lease is dropped in its block, it dies with it
 
     @classmethod
     def of(cls, pool: Any, timeout: float | None) -> Self:
@@ -43,23 +77,28 @@ class Lease(Generic[C]):
         lease = cls()
         lease._pool = pool
         lease._timeout = timeout
+        lease._conn = None
         return lease
 
     def __enter__(self) -> C:
         """Lend the connection."""
-        pool = self._pool
-        if pool._quick:
-            with pool._lock:
-                conn = pool._core.checkout(pool._now(), mine.holder)
-            if conn is None:
-                conn = pool._acquire(conn, self._timeout)
-            conn._pool = pool
-        else:
-            conn = self._take()
-        entry = conn._forebay_entry
+        if self._conn is not None:
+            raise RuntimeError(ENTERED)
+        self._conn = TAKEN  # no thread can come between: see docs/decisions/0013
+        try:
+            conn: Any = self._pool.getconn(self._timeout)
+        except BaseException:
+            self._conn = None
+            raise
+        try:
+            entry = conn._forebay_entry
+        except AttributeError:  # an agent's proxy, say, that takes no attributes
+            entry = self._pool._forebay.flows.driver.entry(conn)
         self._lent_at = entry.lent_at
+        self._token = entry.token or tied(entry, self._pool)
+        entry.token = None
+        entry.kept = self._conn = conn
         entry.leased = entry.holder or True
-        self._conn = conn
         lent: C = conn if entry.plain else self._begin(conn)
         return lent
 
@@ -71,42 +110,79 @@ class Lease(Generic[C]):
     ) -> bool | None:
         """Commit or roll back, and return the connection."""
         conn = self._conn
+        if conn is None or conn is TAKEN:
+            return None  # left before, or never entered
         pool = self._pool
-        entry = conn._forebay_entry
-        if not entry.leased or entry.lent_at is not self._lent_at:
-            self._conn = None
-            return None  # returned inside the block; perhaps lent to somebody else by now
-        if exc_type is None and entry.plain and pool._swift and not pool._unclean(conn):
-            conn._pool = None
-            with pool._lock:
-                effects = pool._core.checkin(entry, conn, pool._now())
-            self._conn = None  # not before: what interrupts us leaves the lease its connection
-            if effects is not None:
-                run_sync(pool._flows.conclude(effects))
-            return None
-        if pool._is_inside():
-            return None  # see putconn(); to lose the lease returns the connection
+        parts = pool._forebay
         try:
+            entry = conn._forebay_entry
+        except AttributeError:
+            entry = parts.flows.driver.entry(conn)
+        clean = (
+            exc_type is None
+            and entry.plain
+            and parts.checks_in
+            and parts.kind.putconn is PUTCONN
+            and not parts.unclean(conn)
+        )
+        if not entry.leased or entry.lent_at is not self._lent_at:
+            # Returned inside the block; perhaps lent to somebody else by now.
+            left_early(self, entry, exc_type)
+            return None
+        if clean:  # no call since the last line: whatever a signal handler does, it is ours still
+            conn._pool = None
+            with parts.lock:
+                effects = parts.core.checkin(entry, conn, parts.now(), self._lent_at, self._token)
+            # Not before: what interrupts us leaves the lease its connection.
+            self._conn = self._token = None
+            if effects is not None:
+                run_sync(parts.flows.conclude, effects)
+            return None
+        return self._end_slowly(conn, exc_type, exc, traceback)
+
+    def __call__(self, function: Callable[..., R]) -> Callable[..., R]:
+        """Run each call of `function` in a block of its own."""
+
+        @wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> R:
+            with self.of(self._pool, self._timeout):
+                return function(*args, **kwargs)
+
+        return inside
+
+    def _end_slowly(
+        self,
+        conn: Any,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """End a block whose connection cannot come back as it is."""
+        parts = self._pool._forebay
+        entry = parts.flows.driver.entry(conn)
+        with parts.lock:
+            ours = parts.core.claim(entry, self._lent_at)
+        if not ours:
+            left_early(self, entry, exc_type)
+            return None
+        try:
+            # Inside a transition of its own thread a worker rolls back; but a commit is made here.
+            if exc_type is not None and entry.plain and parts.flows.runtime.inside(parts.core):
+                return None
             return self._end(conn, exc_type, exc, traceback)
         finally:
-            if exc is not None and pool._flows.heed(entry, exc):
-                conn._pool = None
-                run_sync(pool._flows.release(entry, conn))
-            else:
-                self._put_back(conn)
-            self._conn = None
+            if entry.leased and entry.lent_at is self._lent_at:  # else returned meanwhile
+                if exc is not None and parts.flows.heed(entry, exc):
+                    parts.flows.driver.mark(conn, None)
+                    run_sync(parts.flows.release, entry, conn)
+                else:
+                    self._put_back(conn)
+            with parts.lock:
+                parts.core.untie(entry, self._token, self._lent_at)
+            self._leave()
 
-    def __del__(self) -> None:
-        """Lost in its block: hand the connection to maintenance, and nothing else (rule 8)."""
-        try:
-            if self._conn is not None and not self._pool.closed:
-                self._pool._core.forsaken.append((self._conn, self._lent_at))
-        except AttributeError:
-            pass  # it was never entered
-
-    def _take(self) -> Any:
-        """Have the pool lend a connection."""
-        return self._pool.getconn(self._timeout)
+    def _leave(self) -> None:
+        self._conn = self._token = None
 
     def _begin(self, conn: Any) -> Any:
         """Begin the block of a connection whose class has a say in that."""
@@ -125,19 +201,10 @@ class Lease(Generic[C]):
 class ThreadDoor(Door, Generic[C]):
     """A pool that any number of threads share."""
 
-    _runtime_class = Threads
+    _forebay_runtime = Threads
 
-    def _begin(self, open: bool | None) -> None:
-        """What a constructor does last: open the pool, unless `open` is false."""
-        self._plain_getconn = type(self).getconn is ThreadDoor.getconn
-        lock: Any = self._lock
-        self._is_inside: Callable[[], bool] = lock._is_owned
-        # A lease may return a clean connection by itself: putconn() would do no more.
-        self._swift = self._reset is None and type(self).putconn is ThreadDoor.putconn
-        if open or open is None:
-            self._implicitly_open = open is None
-            self._flows.open()
-        self._guard()
+    #: For subclasses that lock around what they do, as they could around the original's methods.
+    _lock = Made(threading.RLock)
 
     def connection(self, timeout: float | None = None) -> Lease[C]:
         """Lend a connection for a `with` block.
@@ -145,11 +212,12 @@ class ThreadDoor(Door, Generic[C]):
         At the end of the block the transaction is committed, or rolled back on an exception, and
         the connection is returned.  `timeout` and errors: see `getconn()`.
         """
-        if self._implicitly_open:
-            self._announce_implicit(DeprecationWarning, _IMPLICIT, stacklevel=2)
+        if self._forebay.implicitly_open:
+            announce_implicit(self, DeprecationWarning, _IMPLICIT, stacklevel=2)
         lease: Lease[C] = Lease()  # Lease.of(), written out
         lease._pool = self
         lease._timeout = timeout
+        lease._conn = None
         return lease
 
     def getconn(self, timeout: float | None = None) -> C:
@@ -159,15 +227,20 @@ class ThreadDoor(Door, Generic[C]):
         only if one is ready.
 
         Raises:
-            PoolTimeout: no connection in time.
+            PoolTimeout: no connection in time; or, at once, the caller is a signal handler or a
+                finalizer that runs inside one of the pool's own steps.
             PoolClosed: the pool is not open.
             TooManyRequests: `max_waiting` clients wait already.
         """
-        with self._lock:
-            conn = self._core.checkout(self._now(), mine.holder)
-        if conn is None or self._guarded:
-            conn = self._acquire(conn, timeout)
-        conn._pool = self
+        parts = self._forebay
+        with parts.lock:
+            conn = parts.core.checkout(parts.now(), parts.own.holder)
+        if conn is None or parts.guarded:
+            conn = acquire(self, conn, timeout)
+        try:
+            conn._pool = self
+        except AttributeError:  # it takes no attributes
+            parts.flows.driver.mark(conn, self)
         lent: C = conn
         return lent
 
@@ -178,24 +251,43 @@ class ThreadDoor(Door, Generic[C]):
             ValueError: this pool has not lent the connection, or it was returned already.
         """
         lent: Any = conn
+        parts = self._forebay
+        entry: Any
         try:
             entry, lender = lent._forebay_entry, lent._pool
         except AttributeError:
-            raise self._stranger(conn) from None
-        if lender is not self:
-            if isinstance(entry, Inherited):
+            entry = lender = None
+        if lender is self and (entry.plain or entry.ref is None or entry.ref() is lent):
+            lending, lent._pool = entry.lent_at, None
+        else:
+            found = returned(self, lent, lender)
+            if found is None:
                 return  # the parent process has it
-            raise self._stranger(conn)
-        if self._is_inside():
-            return  # a finalizer, inside a transition of its own thread: to drop it is to return it
-        lent._pool = None
-        if self._unclean(conn):
-            run_sync(self._flows.release(entry, conn))
+            entry, lent = found
+            lending = entry.lent_at
+        if parts.unclean(lent):
+            run_sync(parts.flows.release, entry, lent)
             return
-        with self._lock:
-            effects = self._core.checkin(entry, conn, self._now())
+        with parts.lock:
+            effects = parts.core.checkin(entry, lent, parts.now(), lending)
         if effects is not None:
-            run_sync(self._flows.conclude(effects))
+            run_sync(parts.flows.conclude, effects)
+
+    def connect(self, timeout: float | None = None) -> C:
+        """Open a connection with the pool's parameters that is none of the pool's.
+
+        For what needs a session of its own for long: LISTEN, replication, a lock.  `configure` is
+        called with it, as with the pool's own.  Its `close()` ends it.
+
+        Args:
+            timeout: seconds to connect (libpq's `connect_timeout`); by default the pool's
+                parameters decide.
+
+        Raises:
+            The driver's error: it cannot be opened; there is one attempt.
+        """
+        conn: C = run_sync(self._forebay.flows.connect_apart, self, timeout)
+        return conn
 
     def open(self, wait: bool = False, timeout: float = 30.0) -> None:
         """Open the pool; does nothing if it is open.
@@ -206,18 +298,23 @@ class ThreadDoor(Door, Generic[C]):
             PoolClosed: the pool was closed; make a new one.
             PoolTimeout: with `wait`, see `wait()`.
         """
-        if self.closed or isinstance(self._flows, Dormant):
-            self._flows.open()
+        parts = self._forebay
+        if parts.core.phase is Phase.NEW and parts.flows.runtime.outdated:
+            parts.start_afresh()
+        if self.closed or isinstance(parts.flows, Dormant):
+            parts.flows.open()
         if wait:
             self.wait(timeout)
 
-    def close(self, timeout: float = 5.0) -> None:
+    def close(self, timeout: float | None = 5.0) -> None:
         """Close the pool.
 
         Clients that wait, and later ones, get `PoolClosed`; idle connections are closed now, lent
-        ones when they come back.  Waits up to `timeout` seconds for the background work to end.
+        ones when they come back.  Waits up to `timeout` seconds for the background work to end;
+        `None`: for as long as that takes.  In a signal handler that interrupts one of the pool's
+        own steps it does not wait: the pool is closed when the handler has returned.
         """
-        run_sync(self._flows.close(timeout))
+        run_sync(self._forebay.flows.close, inf if timeout is None else timeout)
 
     def wait(self, timeout: float = 30.0) -> None:
         """Block until `min_size` connections are ready, at most `timeout` seconds.
@@ -226,23 +323,30 @@ class ThreadDoor(Door, Generic[C]):
 
         Raises:
             PoolTimeout: they were not ready in time; the pool is closed.
-            PoolRejected: connecting fails for good; the pool is closed.
+            PoolRejected: the server refuses connections; the pool is closed only if no waiting
+                can help, since the connection string is wrong.
             PoolClosed: the pool is not open.
         """
-        if self._implicitly_open:
-            self._announce_implicit(DeprecationWarning, _IMPLICIT, stacklevel=2)
-        if self._null:
-            self._try_one(timeout)
-            return
+        if self._forebay.implicitly_open:
+            announce_implicit(self, DeprecationWarning, _IMPLICIT, stacklevel=2)
+        flows, began = self._forebay.flows, self._forebay.now()
+        cause: Exception | None = None
         try:
-            filled = run_sync(self._flows.wait(timeout))
+            null = self._forebay.null
+            filled = run_sync(flows.try_one if null else flows.wait, timeout)
         except PoolTimeoutMixin:
-            self.close()
+            if is_hopeless(self):
+                self.close()
             raise
+        except PoolClosedMixin:
+            raise
+        except Exception as error:  # of the one attempt of a null pool
+            filled, cause = False, error
+            timeout = self._forebay.now() - began
         if not filled:
-            error = self._unfilled(timeout)
+            refusal = unfilled(self, timeout, cause)
             self.close()
-            raise error
+            raise refusal
 
     def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change the bounds of the pool; `max_size=None`: as many as `min_size`.
@@ -250,19 +354,20 @@ class ThreadDoor(Door, Generic[C]):
         Raises:
             ValueError: for sizes that make no pool; nothing is changed.
         """
-        self._flows.transition("resize", min_size, self._bounds(min_size, max_size))
+        parts = self._forebay
+        parts.flows.transition("resize", min_size, bounds(parts.null, min_size, max_size))
 
     def check(self) -> None:
         """Check the idle connections by a round trip each, replace bad and expired ones."""
-        run_sync(self._flows.verify())
+        run_sync(self._forebay.flows.verify)
 
     def drain(self) -> None:
         """Replace all connections: idle ones now, lent ones when they come back."""
-        self._flows.transition("drain")
+        self._forebay.flows.transition("drain")
 
     def __enter__(self) -> Self:
         """Open the pool."""
-        self._leave_implicit()
+        self._forebay.leave_implicit()
         self.open()
         return self
 
@@ -275,37 +380,89 @@ class ThreadDoor(Door, Generic[C]):
         """Close the pool."""
         self.close()
 
-    def _start_afresh(self) -> None:
-        super()._start_afresh()
-        lock: Any = self._lock
-        self._is_inside = lock._is_owned
+    # Names of the original's that programs call or override.
 
-    def _acquire(self, conn: Any, timeout: float | None) -> Any:
-        """Do what `getconn()` could not do at once."""
-        if self._implicitly_open:
-            self._announce_implicit(DeprecationWarning, _IMPLICIT, stacklevel=3)
-        if conn is None or self._thorough:
-            patience = self.timeout if timeout is None else timeout
-            try:
-                conn = run_sync(self._flows.acquire(conn, patience))
-            except PoolTimeoutMixin as error:
-                self._report(error)
-                raise
-        if self._record_lines:
-            conn._forebay_entry.line = acquiring_line()
+    def _resolve_conninfo(self) -> str:
+        """The connection string, as it is now."""
+        value: Any = self.conninfo
+        conninfo: str = call_plain(value) if callable(value) else value
+        return conninfo
+
+    def _resolve_kwargs(self) -> dict[str, Any]:
+        """The other arguments of connecting, as they are now."""
+        value: Any = self.kwargs
+        return dict((call_plain(value) if callable(value) else value) or {})
+
+    def _connect(self, timeout: float | None = None) -> C:
+        """Open a connection; if a subclass overrides it, the pool connects by that."""
+        conn: C = run_sync(self._forebay.flows.connect_by, self, timeout)
         return conn
 
-    def _try_one(self, timeout: float) -> None:
-        """Make one connection, as a test; close the pool if that fails."""
-        started = self._now()
+    def _forebay_overridden_connect(self) -> Any:
+        return overridden(self, "_connect", CONNECT)
+
+
+PUTCONN, CONNECT = ThreadDoor.putconn, ThreadDoor._connect
+
+
+def tied(entry: Entry, pool: Any) -> Token:
+    """A token for a connection whose last one is with a lease that was returned early."""
+    core: Core = pool._forebay.core
+    return core.tie(entry)
+
+
+def left_early(lease: Any, entry: Entry, exc_type: type[BaseException] | None) -> None:
+    """A block ends whose connection is the pool's already.
+
+    Raises:
+        RuntimeError: the pool has taken it back itself: what the block did is not committed.
+    """
+    lent_at = lease._lent_at
+    lease._leave()
+    if exc_type is None and entry.forfeited is lent_at:
+        raise RuntimeError(FORFEITED)
+
+
+def begin(pool: Any, open: bool | None) -> None:
+    """What a constructor does last: open the pool, unless `open` is false."""
+    if open or open is None:
+        pool._forebay.implicitly_open = open is None
+        pool._forebay.flows.open()
+    pool._forebay.guard()
+
+
+def acquire(pool: Any, conn: Any, timeout: float | None) -> Any:
+    """Do what `getconn()` could not do at once."""
+    parts = pool._forebay
+    if parts.implicitly_open:
+        announce_implicit(pool, DeprecationWarning, _IMPLICIT, stacklevel=3)
+    if conn is None or parts.thorough:
+        patience = seconds(pool.timeout if timeout is None else timeout)
         try:
-            self.putconn(self.getconn(timeout))
-        except Exception as error:
-            if self.closed:
-                raise
-            unfilled = self._unfilled(self._now() - started)
-            self.close()
-            raise unfilled from error
+            conn = run_sync(parts.flows.acquire, conn, patience)
+        except PoolTimeoutMixin as error:
+            report(pool, error)
+            raise
+    if parts.record_lines:
+        parts.flows.driver.entry(conn).line = acquiring_line()
+    return conn
+
+
+def returned(pool: Any, conn: Any, lender: Any) -> tuple[Entry, Any] | None:
+    """The entry of what a client returns, and what it was lent; `None`: it is the parent's.
+
+    It may be what is behind a proxy, or a stand-in that takes no attributes.  Where it has a
+    `lender`, what that was at first counts: a moment later it may be lent to somebody else.
+    """
+    driver = pool._forebay.flows.driver
+    if isinstance(driver.find(conn), Inherited):
+        return None
+    known = lender is pool or conn in driver.tags
+    found: tuple[Entry, Any] | None = driver.lent(conn, pool) if known else None
+    if found is None:
+        raise stranger(pool, conn)
+    driver.mark(found[1], None)
+    return found
 
 
 def expect_plain_functions(**callbacks: Any) -> None:

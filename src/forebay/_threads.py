@@ -10,18 +10,21 @@ import threading
 import time
 import traceback
 import weakref
-from _thread import LockType, RLock, allocate_lock
+from _thread import LockType
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ._entry import OPENING, RETIRED
+from ._locks import reentrant_lock
 from ._policy import MAINTENANCE_INTERVAL
 from ._runtime import Job, run_sync
 
 if TYPE_CHECKING:
-    from ._entry import Entry
+    from ._core import Core
+    from ._entry import Entry, Place
     from ._flows import Flows
 
 logger = logging.getLogger("forebay")
@@ -29,8 +32,17 @@ logger = logging.getLogger("forebay")
 #: Seconds a worker without work stays, so that the next job needs no new thread.
 LINGER = 5.0
 
-#: Workers that were given up, in each lane, in whose place others are started.
+#: Workers that were given up, in each lane, in whose place others are started at once.
 MOST_ABANDONED = 16
+
+#: Seconds between two replacements beyond that, at most.
+LONGEST_PAUSE = 300.0
+
+
+PATCHED_LATE = (
+    "the pool was opened before gevent or eventlet replaced `threading`, and cannot wait in"
+    " greenlets: patch first, or open the pool after that"
+)
 
 
 class Holder:
@@ -57,30 +69,47 @@ class Holder:
         return thread is not None and thread.is_alive()
 
 
-class Mine(threading.local):
-    """Each thread's own: the one `Holder` it has."""
+def thread_own() -> Any:
+    """What each thread has for itself: `holder`, the one `Holder` it has in a pool.
 
-    def __init__(self) -> None:
-        self.holder = Holder()
+    Made with its pool, as the locks are, from what `threading` is then: gevent and eventlet
+    replace it, perhaps after this module was imported.
+    """
 
+    class Own(threading.local):
+        works = False  # whether the thread is one of the pool's own
+        holder: Holder | None = None  # while it is made: a signal handler may ask meanwhile
 
-#: Read at each checkout.
-mine = Mine()
+        def __init__(self) -> None:
+            self.holder = Holder()
+
+    return Own()
 
 
 class ThreadWaiter:
     """A client's thread, blocked on a lock of its own: waking it races with nobody."""
 
-    __slots__ = ("_gate", "claim", "conn", "deadline", "entry", "error", "holder", "ready", "since")
+    __slots__ = (
+        "_gate",
+        "claim",
+        "client",
+        "conn",
+        "deadline",
+        "entry",
+        "error",
+        "holder",
+        "ready",
+        "since",
+    )
 
-    def __init__(self) -> None:
+    def __init__(self, holder: Any) -> None:
         self.entry: Entry | None = None
         self.conn: Any = None
         self.error: BaseException | None = None
         self.ready = False
         self.since = self.deadline = 0.0
-        self.holder = self.claim = mine.holder
-        self._gate = allocate_lock()
+        self.holder = self.claim = self.client = holder
+        self._gate = threading.Lock()
         self._gate.acquire()
 
     async def wait(self, timeout: float | None) -> None:
@@ -96,43 +125,88 @@ class ThreadWaiter:
 class Threads:
     """Workers and maintenance are daemon threads, started when there is something to do."""
 
-    waiter = ThreadWaiter
     now = staticmethod(time.monotonic)
     chance = staticmethod(random.random)
 
     def __init__(self, workers: Callable[[], int]) -> None:
         # Makes each transition of the core one step.  Held for microseconds, never during I/O.
         # Always taken by `with`: acquire/try/finally leaves it held when a signal handler raises.
-        # Reentrant, for a finalizer that the collector runs inside a transition and that returns
-        # its connection: it must neither wait for its own thread nor enter the core (rule 8).
-        self.lock = RLock()
-        self._starting = allocate_lock()  # two threads may open the pool at once
+        # Reentrant, for what the interpreter runs inside a transition: a finalizer or a signal
+        # handler must not wait for its own thread.  That they do not enter the core twice is the
+        # business of `inside()` and of `Core.ready`.
+        self.lock: Any = reentrant_lock()
+        # Of the lanes, and of the start: held while jobs are handed over and threads are started.
+        self.desk: Any = reentrant_lock()
+        self.own = thread_own()
         # The core says how many; one more joins those that are not answered.
-        self._openings = Lane(lambda: workers() + 1)
-        self._service = Lane(workers)
+        self._openings = Lane(lambda: workers() + 1, self)
+        self._service = Lane(workers, self)
+        self._closings = Lane(workers, self)
+        # What the user has us call may block for ever: a log, and reconnect_failed.
+        self._lines = Lane(lambda: 1, self)
+        self._calls = Lane(lambda: 1, self)
         self._maintenance: Maintenance | None = None
+
+    @property
+    def outdated(self) -> bool:
+        """Whether gevent or eventlet have replaced what the locks were made from."""
+        return type(reentrant_lock()) is not type(self.desk)
+
+    def waiter(self) -> ThreadWaiter:
+        """A new waiter for the calling thread."""
+        if self.outdated:
+            raise RuntimeError(PATCHED_LATE)
+        return ThreadWaiter(self.own.holder)
+
+    def inside(self, core: Core) -> bool:
+        """Whether the calling thread has a lock of the pool."""
+        del core
+        return bool(self.lock._is_owned() or self.desk._is_owned())
+
+    def move(self) -> None:
+        """Nothing: threads belong to no loop."""
 
     def unbounded_openings(self) -> None:
         """Open as many connections at once as the core orders (null pools)."""
         self._openings.width = lambda: threading.TIMEOUT_MAX
 
-    def spawn(self, key: object, job: Job, *, opening: bool) -> None:
+    def spawn(self, key: object, job: Job, place: Place) -> None:
         """Have a worker thread run `job`."""
-        if sys.is_finalizing():  # daemon threads have stopped, one perhaps with a lane's lock
+        opening = place is OPENING
+        # Daemon threads have stopped, one perhaps with the lanes' lock; or a greenlet would be
+        # taken for the owner of that.
+        if sys.is_finalizing() or self.outdated:
             if not opening:  # for that half of what is needed has been torn down
                 self._service.run(job)
             return
-        (self._openings if opening else self._service).put(key, job)
+        lane = self._closings if place is RETIRED else self._service
+        (self._openings if opening else lane).put(key, job)
+
+    def tell(self, write: Callable[[], object]) -> None:
+        """Write a line; not in a thread of the pool, where a handler that blocks would stop it."""
+        if not self.own.works or sys.is_finalizing():
+            write()
+            return
+
+        async def job() -> None:
+            write()
+
+        self._lines.put(job, job)
+
+    def notify(self, key: object, job: Job) -> None:
+        """Call what the user wants to be told by, in a thread for nothing else."""
+        self._calls.put(key, job)
 
     def give_up(self, key: object) -> None:
         """Wait no more for the worker that runs the job of `key`; another takes its place."""
-        self._openings.give_up(key)
-        self._service.give_up(key)
+        for lane in (self._openings, self._service, self._closings):
+            lane.give_up(key)
 
     @property
     def abandoned(self) -> int:
         """How many workers were given up and are still blocked."""
-        return len(self._openings.abandoned) + len(self._service.abandoned)
+        lanes = (self._openings, self._service, self._closings)
+        return sum(len(lane.abandoned) for lane in lanes)
 
     def alarm(self, at: float) -> None:
         """Have maintenance run at `at` or earlier."""
@@ -146,10 +220,11 @@ class Threads:
 
     def start(self, flows: Flows, name: str) -> None:
         """Start the maintenance thread, if it does not run."""
-        with self._starting:
+        with self.desk:  # two threads may open the pool at once
             if self._maintenance is None:
-                self._openings.name = self._service.name = name
-                self._maintenance = Maintenance(flows, name, (self._openings, self._service))
+                for lane in self._lanes:
+                    lane.name = name
+                self._maintenance = Maintenance(flows, name, self._lanes, self.own)
 
     async def stop(self, timeout: float) -> bool:
         """End the threads and wait for them, up to `timeout` seconds in all."""
@@ -160,12 +235,20 @@ class Threads:
             threads[0].join(_bounded(deadline - time.monotonic()))
         return True
 
+    @property
+    def _lanes(self) -> tuple[Lane, ...]:
+        return (self._openings, self._service, self._closings, self._lines, self._calls)
+
     def _running(self) -> list[threading.Thread]:
         """Tell all threads to end; returns those that have not yet, but for the caller's own.
 
-        What arrives late is closed by a thread that may not have been there a moment ago.
+        What arrives late is closed by a thread that may not have been there a moment ago.  Who
+        calls the user, or writes the log, is not waited for: it may never come back.
         """
-        threads = [*self._openings.stop(), *self._service.stop()]
+        for lane in (self._lines, self._calls):
+            lane.stop()
+        lanes = (self._openings, self._service, self._closings)
+        threads = [thread for lane in lanes for thread in lane.stop()]
         if self._maintenance is not None:
             threads.append(self._maintenance.stop())
         return [t for t in threads if t.is_alive() and t is not threading.current_thread()]
@@ -174,17 +257,21 @@ class Threads:
 class Lane:
     """Jobs in order of arrival, run by at most `width()` threads."""
 
-    def __init__(self, width: Callable[[], float]) -> None:
+    def __init__(self, width: Callable[[], float], runtime: Threads) -> None:
         self.width = width
         self.name = "pool"
         self._jobs: OrderedDict[object, Job] = OrderedDict()
         # Taken by `with self._lock`, never by `with self._changed`: that is a Python function,
         # which a signal handler may leave with the lock held.  Reentrant: see Threads.lock.
-        self._lock: Any = RLock()
+        self._lock = runtime.desk
+        self._own = runtime.own
+        self._runtime = weakref.ref(runtime)
         self._changed = threading.Condition(self._lock)
         self._threads: dict[threading.Thread, None] = {}
         self._running: dict[threading.Thread, object] = {}  # what each of them works on
         self.abandoned: set[threading.Thread] = set()  # workers that nobody waits for
+        self._trouble: RuntimeError | None = None  # why no thread could be started
+        self._replace_at = 0.0  # when one beyond MOST_ABANDONED may be replaced
         self._started = 0
         self._stopping = False
 
@@ -193,8 +280,12 @@ class Lane:
         with self._lock:
             self._jobs[key] = job
             self._changed.notify()
+            self._replace_one()
             self._start_missing()
             alone = not self._threads and _is_ending()
+            trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            self._tell(logging.WARNING, "%s: cannot start a worker: %s", self.name, trouble)
         while alone and self._jobs:  # nobody else will ever do it
             self.run(self._jobs.popitem(last=False)[1])
 
@@ -206,6 +297,17 @@ class Lane:
                 if len(self.abandoned) <= MOST_ABANDONED:
                     self._threads.pop(thread, None)
             self._start_missing()
+
+    def _replace_one(self) -> None:
+        """Do without a further blocked worker now and then, so that no lane stands still for good.
+
+        Each pause is twice the last, since what blocks may go on to block.
+        """
+        now, beyond = time.monotonic(), len(self.abandoned) - MOST_ABANDONED
+        blocked = next((t for t in self.abandoned if t in self._threads), None)
+        if blocked is not None and now >= self._replace_at:
+            self._threads.pop(blocked)
+            self._replace_at = now + min(LONGEST_PAUSE, 2.0**beyond)
 
     def stop(self) -> list[threading.Thread]:
         """Let idle workers go; returns those that run."""
@@ -232,7 +334,7 @@ class Lane:
             # No thread to be had.  The job stays queued, and maintenance will ask again.
             self._threads.pop(thread, None)
             if not _is_ending():
-                logger.warning("%s: cannot start a worker: %s", self.name, error)
+                self._trouble = error
         except BaseException:
             self._threads.pop(thread, None)
             raise
@@ -240,6 +342,7 @@ class Lane:
     def _work(self) -> None:
         this = threading.current_thread()
         try:
+            self._own.works = True
             while (job := self._next(this)) is not None:
                 self.run(job)
                 del job
@@ -256,10 +359,16 @@ class Lane:
     def run(self, job: Job) -> None:
         """Run a job in this thread; whatever a callback raises, the next job has its worker."""
         try:
-            run_sync(job())
+            run_sync(job)
         except BaseException:
             # As text: a record that keeps the frames would keep what they hold.
-            logger.error("%s: error in a worker:\n%s", self.name, traceback.format_exc())
+            text, error = "%s: error in a worker:\n%s", traceback.format_exc()
+            self._tell(logging.ERROR, text, self.name, error)
+
+    def _tell(self, level: int, *line: object) -> None:
+        runtime = self._runtime()
+        if runtime is not None:
+            runtime.tell(partial(logger.log, level, *line))
 
     def _next(self, this: threading.Thread) -> Job | None:
         """The next job for a worker; `None` if there is none, or its place was taken."""
@@ -280,8 +389,9 @@ class Lane:
 class Maintenance:
     """The thread that does what time makes necessary; holds the pool weakly while it sleeps."""
 
-    def __init__(self, flows: Flows, name: str, lanes: tuple[Lane, ...]) -> None:
-        self._gate = allocate_lock()
+    def __init__(self, flows: Flows, name: str, lanes: tuple[Lane, ...], own: Any) -> None:
+        self._gate = threading.Lock()
+        self._own = own
         self._stopping = False
         self._lanes = lanes
         self._flows = weakref.ref(flows, partial(_open_gate, self._gate))
@@ -304,6 +414,7 @@ class Maintenance:
         return self._thread
 
     def _run(self) -> None:
+        self._own.works = True
         pause = 0.0
         while not self._stopping:
             self._gate.acquire(True, _bounded(pause))
@@ -315,7 +426,7 @@ class Maintenance:
             try:
                 pause = flows.maintain() - flows.runtime.now()
             except Exception:
-                logger.error("%s: error in maintenance:\n%s", flows.name, traceback.format_exc())
+                flows.warn("error in maintenance: %s", traceback.format_exc())
                 pause = MAINTENANCE_INTERVAL
             del flows
 

@@ -27,7 +27,7 @@ QUOTED = 300
 #: Waiting clients among whom holders are looked for.
 QUEUED = 100
 
-#: A lent connection: its holder, for how many seconds, the line that took it, whether as a lease.
+#: A lent connection: its holder, since when, the line that took it, whether as a lease.
 Lent: TypeAlias = tuple[Any, float, Any, bool]
 
 
@@ -82,7 +82,8 @@ class PoolTimeoutMixin(Exception):
 
     kind: str = "exhausted"
     """`exhausted`: every connection is in use; `unreachable`: connecting fails, or is not
-    answered; `rejected`: see `PoolRejected`; `deadlock`: see `PoolDeadlock`."""
+    answered; `rejected`: see `PoolRejected`; `deadlock`: see `PoolDeadlock`; `nested`: a signal
+    handler or a finalizer asked while it interrupted one of the pool's own steps."""
     pool_name: str = ""
     """The name of the pool."""
     size: int = 0
@@ -100,11 +101,12 @@ class PoolTimeoutMixin(Exception):
     timeout: float | None = None
     """Seconds the client waited at most; `None` if it was refused before that."""
     _lent: tuple[Lent, ...] = ()
+    _now: float = 0.0
 
     @cached_property
     def holders(self) -> tuple[Holding, ...]:
         """Who has the lent connections, the longest first."""
-        return tuple(_holding(lent) for lent in sorted(self._lent, key=_longest))
+        return tuple(_holding(lent, self._now) for lent in sorted(self._lent, key=_since))
 
     suspects: tuple[str, ...] = ()
     """The names among the holders that wait for a further connection themselves."""
@@ -149,10 +151,17 @@ class Refusals:
         self._too_many = too_many
         self._rejected = rejected
         self._deadlock = deadlock
+        # What was seen last of the lent connections: where many clients run out of time together,
+        # only the first looks at every one of them.
+        self._stamp: tuple[int, ...] = ()
+        self._seen: tuple[Lent, ...] = ()
+        self._seen_holders: Counter[Any] = Counter()
 
     def closed(self, core: Core) -> Exception:
         """The pool is not open."""
-        when = "not open yet" if core.phase.value == "not open" else "already closed"
+        when = "not open yet: open it by open(), or use it as a context manager"
+        if core.phase.value == "closed":
+            when = "already closed: a pool cannot be opened again, make a new one"
         return self._closed(f"the pool {self._name!r} is {when}")
 
     def full(self, core: Core) -> Exception:
@@ -168,14 +177,24 @@ class Refusals:
         """The time of `client`, `timeout` seconds, is up."""
         facts = self._facts(core, now)
         facts["timeout"] = timeout
-        facts["suspects"] = _suspects(core, client)
+        facts["suspects"] = _suspects(core, client, self._seen_holders)
         trouble = None if core.lent >= core.max_size else _trouble(core, now)
         if trouble is not None:
             facts["kind"] = "unreachable"
-        reasons = [trouble, _use(facts), _held(facts["_lent"]), _suspicion(facts["suspects"])]
+        reasons = [trouble, _use(facts), _held(facts["_lent"], now), _suspicion(facts["suspects"])]
         head = f"couldn't get a connection after {timeout:.2f} sec from pool {self._name!r}: "
         error = self._timeout(head + "; ".join(filter(None, reasons)))
         return _complete(error, facts, core.last_error if core.failures else None)
+
+    def nested(self, core: Core) -> PoolTimeoutMixin:
+        """The client asks inside a transition of its own thread, which it would wait for."""
+        del core
+        error = self._timeout(
+            f"couldn't get a connection from pool {self._name!r}: a signal handler or a finalizer"
+            " asked for it while it interrupted the pool at work in the same thread; have it set a"
+            " flag, or start a thread, and use the pool there"
+        )
+        return _complete(error, {"kind": "nested", "pool_name": self._name, "timeout": 0.0}, None)
 
     def rejected(self, core: Core, error: Exception, now: float) -> PoolTimeoutMixin:
         """Connecting has failed by `error`, and will until somebody changes something."""
@@ -188,12 +207,13 @@ class Refusals:
         )
         return _complete(refusal, facts, error)
 
-    def deadlock(self, core: Core, now: float) -> PoolTimeoutMixin | None:
+    def deadlock(self, core: Core, now: float, stuck: dict[Any, Waiter]) -> PoolTimeoutMixin | None:
         """Each holder waits for one more connection; `None` if that is not certain.
 
-        It is when they are found inside their blocks: see `stands_in()`.
+        It is when they are found inside their blocks: see `stands_in()`.  `stuck` are those who
+        wait, by their claims.
         """
-        if not all(_inside(entry) for entry in core.entries):
+        if not all(_inside(entry, stuck[entry.leased]) for entry in core.entries):
             return None
         facts = self._facts(core, now)
         facts["kind"] = "deadlock"
@@ -202,18 +222,22 @@ class Refusals:
         error = self._deadlock(
             f"couldn't get a connection from pool {self._name!r}, and nobody ever would: "
             f"{_use(facts)}, and each of their holders waits for one more"
-            f"; {_held(facts['_lent'])}; use one connection for both purposes, return the first"
-            " before asking for the second, or raise max_size"
+            f"; {_held(facts['_lent'], now)}; use one connection for both purposes, return the"
+            " first before asking for the second, or raise max_size"
         )
         return _complete(error, facts, None)
 
     def _facts(self, core: Core, now: float) -> dict[str, Any]:
         """What errors tell; made under the pool's lock, so nothing here is turned into text."""
-        lent = tuple(
-            (entry.holder, now - entry.lent_at, entry.line, bool(entry.leased))
-            for entry in [*core.entries]
-            if entry.place is LENT
-        )
+        if self._stamp != core.stamp:
+            self._seen = tuple(
+                (entry.holder, entry.lent_at, entry.line, bool(entry.leased))
+                for entry in [*core.entries]
+                if entry.place is LENT
+            )
+            self._seen_holders = Counter(lent[0] for lent in self._seen)
+            self._stamp = core.stamp
+        lent = self._seen
         age = None if core.last_error is None else max(0.0, now - core.failed_at)
         return {
             "kind": "exhausted",
@@ -225,6 +249,7 @@ class Refusals:
             "opening": core.opening,
             "waiting": len(core.waiting),
             "_lent": lent,
+            "_now": now,
             "last_error": core.last_error,
             "last_error_age": age,
         }
@@ -238,14 +263,14 @@ def _complete(
     return error
 
 
-def _holding(lent: Lent) -> Holding:
+def _holding(lent: Lent, now: float) -> Holding:
     holder, since, line, leased = lent
     at = str(line) if line else None
-    return Holding(_name(holder), max(0.0, since), at, leased, holder)
+    return Holding(_name(holder), max(0.0, now - since), at, leased, holder)
 
 
-def _longest(lent: Lent) -> float:
-    return -lent[1]
+def _since(lent: Lent) -> float:
+    return lent[1]
 
 
 def _name(holder: Any) -> str:
@@ -253,22 +278,21 @@ def _name(holder: Any) -> str:
     return str(getattr(holder, "name", holder) or "an unknown holder")
 
 
-def _inside(entry: Entry) -> bool:
+def _inside(entry: Entry, waiter: Waiter) -> bool:
     conn: Any = entry.ref and entry.ref()
     if conn is None or conn.closed:
         return False  # its slot comes back with the next maintenance
-    return stands_in(entry.holder, conn)
+    return stands_in(waiter.client, conn)
 
 
-def _suspects(core: Core, client: Waiter | None) -> tuple[str, ...]:
+def _suspects(core: Core, client: Waiter | None, holders: Counter[Any]) -> tuple[str, ...]:
     """Who holds a connection and waits, or has waited, for a further one.
 
     Of a long queue its head is looked at: who is in a deadlock waits for the longest.
     """
     clients = Counter(waiter.holder for waiter in islice(core.waiting, QUEUED))
     clients[client and client.holder] += 1
-    holders = Counter(entry.holder for entry in [*core.entries] if entry.place is LENT)
-    found = [h for h in holders if h is not None and h in clients]
+    found = [h for h in clients if h is not None and h in holders]
     # A task is known by its name, and tasks of one name may be many.
     certain = [h for h in found if not isinstance(h, str) or holders[h] == clients[h] == 1]
     return tuple(dict.fromkeys(map(_name, certain)))
@@ -278,7 +302,7 @@ def _trouble(core: Core, now: float) -> str | None:
     """Why no connection can be opened, if that is so."""
     if core.failures and core.last_error is not None:
         age = max(0.0, now - core.failed_at)
-        what = "new connections fail their check" if core.check_failing else "connecting fails"
+        what = core.unproven or "connecting fails"
         return f"{what}, {age:.2f} s ago with {_quoted(core.last_error)}"
     begun = [
         entry.began_at for entry in [*core.entries] if entry.place is OPENING and not entry.ordered
@@ -304,11 +328,11 @@ def _use(facts: dict[str, Any]) -> str:
     return ", ".join(words) + (f" (max_size={most})" if lent == most else "")
 
 
-def _held(lent: tuple[Lent, ...]) -> str | None:
+def _held(lent: tuple[Lent, ...], now: float) -> str | None:
     """Who has had connections for the longest, as words."""
     if not lent:
         return None
-    longest = [_holding(each) for each in nsmallest(NAMED, lent, key=_longest)]
+    longest = [_holding(each, now) for each in nsmallest(NAMED, lent, key=_since)]
     more = f" and {len(lent) - NAMED} more" if len(lent) > NAMED else ""
     hint = (
         "" if any(holding.line for holding in longest) else " (record_lines=True would tell where)"

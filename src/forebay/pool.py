@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from psycopg import Connection
 
-from ._thread_door import ThreadDoor, expect_plain_functions
+from ._thread_door import ThreadDoor, begin, expect_plain_functions
 from .drivers.psycopg import SyncPsycopg, check_connection
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ ConnectFailedCB: TypeAlias = Callable[["ConnectionPool[Any]"], None]
 class ConnectionPool(ThreadDoor[CT]):
     """A pool of `psycopg.Connection`, to be shared by any number of threads."""
 
-    _driver_class = SyncPsycopg
+    _forebay_driver = SyncPsycopg
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class ConnectionPool(ThreadDoor[CT]):
         max_uses: int = 0,
         action_timeout: float = 3.0,
         leak_threshold: float = 0.0,
+        rejected_after: float = 3.0,
         record_lines: bool = False,
     ) -> None:
         """Make a pool; never blocks.
@@ -81,7 +82,8 @@ class ConnectionPool(ThreadDoor[CT]):
             close_returns: `close()` of a lent connection returns it (for SQLAlchemy).
             timeout: seconds a client waits at most; 0: only for a connection that is ready.
             max_waiting: clients that may wait; 0: no bound.
-            max_lifetime: seconds after which a connection is replaced, less up to 5 %.
+            max_lifetime: seconds after which a connection is replaced, less up to 5 %; 0: each
+                time it is returned.
             max_idle: seconds after which an unused connection above `min_size` is closed.
             reconnect_timeout: seconds of failed attempts until `reconnect_failed` is called.
             reconnect_failed: called with the pool when connecting has failed for that long.
@@ -97,6 +99,9 @@ class ConnectionPool(ThreadDoor[CT]):
                 take; what takes longer is given up, and the connection with it.
             leak_threshold: seconds after which a connection that is still lent is reported by a
                 warning, and its return by another; 0: never.
+            rejected_after: seconds for which a server must have refused connections by the same
+                verdict (a wrong password, no such database) until waiting clients get
+                `PoolRejected`; 0: at the first refusal.
             record_lines: note the line that acquires each connection, for errors and warnings;
                 assignable, and costs less than a microsecond each time.
 
@@ -137,9 +142,10 @@ class ConnectionPool(ThreadDoor[CT]):
             max_uses=max_uses,
             action_timeout=action_timeout,
             leak_threshold=leak_threshold,
+            rejected_after=rejected_after,
             record_lines=record_lines,
         )
-        self._begin(open)
+        begin(self, open)
 
     check_connection = staticmethod(check_connection)
 
@@ -147,7 +153,7 @@ class ConnectionPool(ThreadDoor[CT]):
 class NullConnectionPool(ConnectionPool[CT]):
     """A pool that keeps no connection: it bounds and queues the clients of a server."""
 
-    _null = True
+    _forebay_null = True
 
     def __init__(
         self,
@@ -176,6 +182,7 @@ class NullConnectionPool(ConnectionPool[CT]):
         max_uses: int = 0,
         action_timeout: float = 3.0,
         leak_threshold: float = 0.0,
+        rejected_after: float = 3.0,
         record_lines: bool = False,
     ) -> None:
         """Make a null pool; the parameters are those of `ConnectionPool`, but for two.
@@ -207,5 +214,6 @@ class NullConnectionPool(ConnectionPool[CT]):
             max_uses=max_uses,
             action_timeout=action_timeout,
             leak_threshold=leak_threshold,
+            rejected_after=rejected_after,
             record_lines=record_lines,
         )

@@ -5,19 +5,33 @@ from __future__ import annotations
 import sys
 import warnings
 from _thread import get_ident
-from asyncio import AbstractEventLoop, current_task, get_running_loop, tasks
+from asyncio import Lock, current_task, get_running_loop, tasks
 from collections.abc import Awaitable, Callable
+from functools import wraps
+from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeAlias, cast, get_origin
 
 from psycopg import AsyncConnection, Connection
 
 from ._asyncio import Asyncio
-from ._door import Door
+from ._door import (
+    Door,
+    Made,
+    announce_implicit,
+    bounds,
+    is_hopeless,
+    overridden,
+    report,
+    seconds,
+    stranger,
+    unfilled,
+)
 from ._fork import Inherited
 from ._stacks import acquiring_line
+from ._thread_door import ENTERED, TAKEN, left_early, tied
 from .drivers.psycopg import AsyncPsycopg, check_connection_async
-from .errors import PoolTimeoutMixin
+from .errors import PoolClosedMixin, PoolTimeoutMixin
 from .pool import IdleOrder
 
 if sys.version_info >= (3, 12):
@@ -26,8 +40,6 @@ else:  # current_task() is in C only from 3.12 on; this is what it looks into
     running_task: Any = vars(tasks)["_current_tasks"].get
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from psycopg.rows import TupleRow
     from typing_extensions import TypeVar
 
@@ -36,6 +48,8 @@ else:
     from typing import TypeVar
 
     ACT = TypeVar("ACT", bound="AsyncConnection[Any]")
+
+R = TypeVar("R")
 
 AsyncConninfoParam: TypeAlias = str | Callable[[], str] | Callable[[], Awaitable[str]]
 AsyncKwargsParam: TypeAlias = (
@@ -59,20 +73,23 @@ class Nobody:
 
 
 NOBODY = Nobody()
-#: No thread's id.
-NO_THREAD = -1
 
 
 class AsyncLease(Generic[ACT]):
-    """A connection for the length of an `async with` block; made by `connection()`."""
+    """A connection for the length of an `async with` block; made by `connection()`.
+
+    It may be entered again when it was left, not while it is entered.  As a decorator it runs each
+    call of a coroutine function in a block of its own.
+    """
 
     # No __init__: it would take 40 to 80 ns of each block (docs/decisions/0006).
-    __slots__ = ("_conn", "_lent_at", "_pool", "_timeout")
+    __slots__ = ("_conn", "_lent_at", "_pool", "_timeout", "_token")
 
     _pool: AsyncConnectionPool[ACT]
     _timeout: float | None
-    _conn: Any  # while it is lent
+    _conn: Any  # while it is lent; TAKEN from the moment the lease is entered
     _lent_at: float
+    _token: Any  # of the connection: if the lease is dropped in its block, it dies with it
 
     @classmethod
     def of(cls, pool: Any, timeout: float | None) -> Self:
@@ -80,25 +97,37 @@ class AsyncLease(Generic[ACT]):
         lease = cls()
         lease._pool = pool
         lease._timeout = timeout
+        lease._conn = None
         return lease
 
     async def __aenter__(self) -> ACT:
         """Lend the connection."""
-        pool = self._pool
-        if pool._quick:
-            task = running_task(pool._loop)
-            if task is None or get_ident() != pool._thread:
-                task = pool._expect_loop()
-            conn = pool._core.checkout(pool._now(), task.get_name())
-            if conn is None:
-                conn = await pool._acquire(conn, self._timeout)
-            conn._pool = pool
-        else:
-            conn = await self._take()
-        entry = conn._forebay_entry
+        if self._conn is not None:
+            raise RuntimeError(ENTERED)
+        self._conn = TAKEN
+        try:
+            pool = self._pool
+            parts = pool._forebay
+            if parts.checks_out and parts.kind.getconn is GETCONN:
+                task = running_task(parts.loop)
+                if task is None or get_ident() != parts.thread:
+                    task = expect_loop(pool)
+                conn = parts.core.checkout(parts.now(), task.get_name())
+                if conn is None:
+                    conn = await acquire(pool, conn, self._timeout)
+                conn._pool = pool
+            else:
+                conn = await pool.getconn(self._timeout)
+                task = current_task()
+        except BaseException:
+            self._conn = None
+            raise
+        entry: Any = conn._forebay_entry  # pyright: ignore[reportAttributeAccessIssue]
         self._lent_at = entry.lent_at
-        entry.leased = entry.holder or True
-        self._conn = conn
+        self._token = entry.token or tied(entry, pool)
+        entry.token = None
+        entry.kept = self._conn = conn
+        entry.leased = id(task)  # names may be many tasks'
         lent: ACT = conn if entry.plain else await self._begin(conn)
         return lent
 
@@ -110,39 +139,77 @@ class AsyncLease(Generic[ACT]):
     ) -> bool | None:
         """Commit or roll back, and return the connection."""
         conn = self._conn
+        if conn is None or conn is TAKEN:
+            return None  # left before, or never entered
         pool = self._pool
+        parts = pool._forebay
         entry = conn._forebay_entry
+        clean = (
+            exc_type is None
+            and entry.plain
+            and parts.checks_in
+            and parts.kind.putconn is PUTCONN
+            and not parts.unclean(conn)
+        )
         if not entry.leased or entry.lent_at is not self._lent_at:
-            self._conn = None
-            return None  # returned inside the block; perhaps lent to somebody else by now
-        if exc_type is None and entry.plain and pool._swift and not pool._unclean(conn):
+            # Returned inside the block; perhaps lent to somebody else by now.
+            left_early(self, entry, exc_type)
+            return None
+        if clean:  # no call since the last line: whatever a signal handler does, it is ours still
             conn._pool = None
-            effects = pool._core.checkin(entry, conn, pool._now())
-            self._conn = None  # not before: what interrupts us leaves the lease its connection
+            effects = parts.core.checkin(entry, conn, parts.now(), self._lent_at, self._token)
+            # Not before: what interrupts us leaves the lease its connection.
+            self._conn = self._token = None
             if effects is not None:
-                await pool._flows.conclude(effects)
+                await parts.flows.conclude(effects)
+            return None
+        return await self._end_slowly(conn, exc_type, exc, traceback)
+
+    def __call__(self, function: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
+        """Run each call of a coroutine function in a block of its own."""
+
+        @wraps(function)
+        async def inside(*args: Any, **kwargs: Any) -> R:
+            async with self.of(self._pool, self._timeout):
+                return await function(*args, **kwargs)
+
+        return inside
+
+    async def _end_slowly(
+        self,
+        conn: Any,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        """End a block whose connection cannot come back as it is."""
+        parts, entry = self._pool._forebay, conn._forebay_entry
+        if not parts.core.claim(entry, self._lent_at):
+            left_early(self, entry, exc_type)
+            return None
+        if exc_type is GeneratorExit and entry.leased != id(running_task(parts.loop)):
+            # The collector ends a block of which nobody can await the end: a worker rolls back.
+            conn._pool = None
+            parts.flows.hand_over(entry, conn)
+            self._leave()
             return None
         try:
+            # Inside a transition of its own thread a worker rolls back; but a commit is made here.
+            if exc_type is not None and entry.plain and parts.flows.runtime.inside(parts.core):
+                return None
             return await self._end(conn, exc_type, exc, traceback)
         finally:
-            if exc is not None and pool._flows.heed(entry, exc):
-                conn._pool = None
-                await pool._flows.release(entry, conn)
-            else:
-                await self._put_back(conn)
-            self._conn = None
+            if entry.leased and entry.lent_at is self._lent_at:  # else returned meanwhile
+                if exc is not None and parts.flows.heed(entry, exc):
+                    conn._pool = None
+                    await parts.flows.release(entry, conn)
+                else:
+                    await self._put_back(conn)
+            parts.core.untie(entry, self._token, self._lent_at)
+            self._leave()
 
-    def __del__(self) -> None:
-        """Lost in its block: hand the connection to maintenance, and nothing else (rule 8)."""
-        try:
-            if self._conn is not None and not self._pool.closed:
-                self._pool._core.forsaken.append((self._conn, self._lent_at))
-        except AttributeError:
-            pass  # it was never entered
-
-    async def _take(self) -> Any:
-        """Have the pool lend a connection."""
-        return await self._pool.getconn(self._timeout)
+    def _leave(self) -> None:
+        self._conn = self._token = None
 
     async def _begin(self, conn: Any) -> Any:
         """Begin the block of a connection whose class has a say in that."""
@@ -161,8 +228,11 @@ class AsyncLease(Generic[ACT]):
 class AsyncConnectionPool(Door, Generic[ACT]):
     """A pool of `psycopg.AsyncConnection`, to be shared by the tasks of one event loop."""
 
-    _runtime_class = Asyncio
-    _driver_class = AsyncPsycopg
+    _forebay_runtime = Asyncio
+    _forebay_driver = AsyncPsycopg
+
+    #: For subclasses that lock around what they do, as they could around the original's methods.
+    _lock = Made(Lock)
 
     def __init__(
         self,
@@ -191,6 +261,7 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         max_uses: int = 0,
         action_timeout: float = 3.0,
         leak_threshold: float = 0.0,
+        rejected_after: float = 3.0,
         record_lines: bool = False,
     ) -> None:
         """Make a pool; never blocks.
@@ -212,7 +283,8 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             close_returns: `close()` of a lent connection returns it (for SQLAlchemy).
             timeout: seconds a client waits at most; 0: only for a connection that is ready.
             max_waiting: clients that may wait; 0: no bound.
-            max_lifetime: seconds after which a connection is replaced, less up to 5 %.
+            max_lifetime: seconds after which a connection is replaced, less up to 5 %; 0: each
+                time it is returned.
             max_idle: seconds after which an unused connection above `min_size` is closed.
             reconnect_timeout: seconds of failed attempts until `reconnect_failed` is called.
             reconnect_failed: called with the pool when connecting has failed for that long.
@@ -228,6 +300,9 @@ class AsyncConnectionPool(Door, Generic[ACT]):
                 take; what takes longer is given up, and the connection with it.
             leak_threshold: seconds after which a connection that is still lent is reported by a
                 warning, and its return by another; 0: never.
+            rejected_after: seconds for which a server must have refused connections by the same
+                verdict (a wrong password, no such database) until waiting clients get
+                `PoolRejected`; 0: at the first refusal.
             record_lines: note the line that acquires each connection, for errors and warnings;
                 assignable, and costs less than a microsecond each time.
 
@@ -235,7 +310,7 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             ValueError: for sizes or numbers that make no pool.
             TypeError: for a callback that is a coroutine function.
         """
-        if issubclass(connection_class, Connection):
+        if _is_for_threads(connection_class):
             raise TypeError(
                 f"connection_class must be an AsyncConnection in a pool for asyncio, not"
                 f" {connection_class!r}; ConnectionPool takes that"
@@ -264,9 +339,10 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             max_uses=max_uses,
             action_timeout=action_timeout,
             leak_threshold=leak_threshold,
+            rejected_after=rejected_after,
             record_lines=record_lines,
         )
-        self._begin(open)
+        begin(self, open)
 
     check_connection = staticmethod(check_connection_async)
 
@@ -276,11 +352,12 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         At the end of the block the transaction is committed, or rolled back on an exception, and
         the connection is returned.  `timeout` and errors: see `getconn()`.
         """
-        if self._implicitly_open:
-            self._announce_implicit(RuntimeWarning, _CONSTRUCTED, stacklevel=2)
+        if self._forebay.implicitly_open:
+            announce_implicit(self, RuntimeWarning, _CONSTRUCTED, stacklevel=2)
         lease: AsyncLease[ACT] = AsyncLease()  # AsyncLease.of(), written out
         lease._pool = self
         lease._timeout = timeout
+        lease._conn = None
         return lease
 
     async def getconn(self, timeout: float | None = None) -> ACT:
@@ -290,16 +367,18 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         only if one is ready.
 
         Raises:
-            PoolTimeout: no connection in time.
+            PoolTimeout: no connection in time; or, at once, the caller is a signal handler or a
+                finalizer that runs inside one of the pool's own steps.
             PoolClosed: the pool is not open.
             TooManyRequests: `max_waiting` clients wait already.
         """
-        task = running_task(self._loop)
-        if task is None or get_ident() != self._thread:
-            task = self._expect_loop()
-        conn = self._core.checkout(self._now(), task.get_name())
-        if conn is None or self._guarded:
-            conn = await self._acquire(conn, timeout)
+        parts = self._forebay
+        task = running_task(parts.loop)
+        if task is None or get_ident() != parts.thread:
+            task = expect_loop(self)
+        conn = parts.core.checkout(parts.now(), task.get_name())
+        if conn is None or parts.guarded:
+            conn = await acquire(self, conn, timeout)
         lent: ACT = conn
         conn._pool = self
         return lent
@@ -310,24 +389,41 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         Raises:
             ValueError: this pool has not lent the connection, or it was returned already.
         """
-        if get_ident() != self._thread:
-            self._expect_loop()
+        parts = self._forebay
+        if get_ident() != parts.thread:
+            expect_loop(self)
         lent: Any = conn
         try:
             entry, lender = lent._forebay_entry, lent._pool
         except AttributeError:
-            raise self._stranger(conn) from None
+            raise stranger(self, conn) from None
         if lender is not self:
             if isinstance(entry, Inherited):
                 return  # the parent process has it
-            raise self._stranger(conn)
-        lent._pool = None
-        if self._unclean(conn):
-            await self._flows.release(entry, conn)
+            raise stranger(self, conn)
+        lending, lent._pool = entry.lent_at, None
+        if parts.unclean(conn):
+            await parts.flows.release(entry, conn)
             return
-        effects = self._core.checkin(entry, conn, self._now())
+        effects = parts.core.checkin(entry, conn, parts.now(), lending)
         if effects is not None:
-            await self._flows.conclude(effects)
+            await parts.flows.conclude(effects)
+
+    async def connect(self, timeout: float | None = None) -> ACT:
+        """Open a connection with the pool's parameters that is none of the pool's.
+
+        For what needs a session of its own for long: LISTEN, replication, a lock.  `configure` is
+        called with it, as with the pool's own.  Its `close()` ends it.
+
+        Args:
+            timeout: seconds to connect (libpq's `connect_timeout`); by default the pool's
+                parameters decide.
+
+        Raises:
+            The driver's error: it cannot be opened; there is one attempt.
+        """
+        conn: ACT = await self._forebay.flows.connect_apart(self, timeout)
+        return conn
 
     async def open(self, wait: bool = False, timeout: float = 30.0) -> None:
         """Open the pool; does nothing if it is open.
@@ -338,18 +434,21 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             PoolClosed: the pool was closed; make a new one.
             PoolTimeout: with `wait`, see `wait()`.
         """
-        if self.closed or self._loop is None:
-            self._open()
+        if self.closed or self._forebay.loop is None:
+            open_here(self)
         if wait:
             await self.wait(timeout)
 
-    async def close(self, timeout: float = 5.0) -> None:
+    async def close(self, timeout: float | None = 5.0) -> None:
         """Close the pool.
 
         Clients that wait, and later ones, get `PoolClosed`; idle connections are closed now, lent
-        ones when they come back.  Waits up to `timeout` seconds for the background work to end.
+        ones when they come back.  Waits up to `timeout` seconds for the background work to end;
+        `None`: for as long as that takes.
         """
-        await self._flows.close(timeout)
+        if not self.closed:
+            expect_loop(self, closing=True)
+        await self._forebay.flows.close(inf if timeout is None else timeout)
 
     async def wait(self, timeout: float = 30.0) -> None:
         """Block until `min_size` connections are ready, at most `timeout` seconds.
@@ -358,24 +457,31 @@ class AsyncConnectionPool(Door, Generic[ACT]):
 
         Raises:
             PoolTimeout: they were not ready in time; the pool is closed.
-            PoolRejected: connecting fails for good; the pool is closed.
+            PoolRejected: the server refuses connections; the pool is closed only if no waiting
+                can help, since the connection string is wrong.
             PoolClosed: the pool is not open.
         """
-        self._expect_loop()
-        if self._implicitly_open:
-            self._announce_implicit(RuntimeWarning, _CONSTRUCTED, stacklevel=2)
-        if self._null:
-            await self._try_one(timeout)
-            return
+        expect_loop(self)
+        if self._forebay.implicitly_open:
+            announce_implicit(self, RuntimeWarning, _CONSTRUCTED, stacklevel=2)
+        flows, began = self._forebay.flows, self._forebay.now()
+        cause: Exception | None = None
         try:
-            filled = await self._flows.wait(timeout)
+            null = self._forebay.null
+            filled = await (flows.try_one(timeout) if null else flows.wait(timeout))
         except PoolTimeoutMixin:
-            await self.close()
+            if is_hopeless(self):
+                await self.close()
             raise
+        except PoolClosedMixin:
+            raise
+        except Exception as error:  # of the one attempt of a null pool
+            filled, cause = False, error
+            timeout = self._forebay.now() - began
         if not filled:
-            error = self._unfilled(timeout)
+            refusal = unfilled(self, timeout, cause)
             await self.close()
-            raise error
+            raise refusal
 
     async def resize(self, min_size: int, max_size: int | None = None) -> None:
         """Change the bounds of the pool; `max_size=None`: as many as `min_size`.
@@ -383,22 +489,23 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         Raises:
             ValueError: for sizes that make no pool; nothing is changed.
         """
-        self._expect_loop()
-        self._flows.transition("resize", min_size, self._bounds(min_size, max_size))
+        expect_loop(self)
+        parts = self._forebay
+        parts.flows.transition("resize", min_size, bounds(parts.null, min_size, max_size))
 
     async def check(self) -> None:
         """Check the idle connections by a round trip each, replace bad and expired ones."""
-        self._expect_loop()
-        await self._flows.verify()
+        expect_loop(self)
+        await self._forebay.flows.verify()
 
     async def drain(self) -> None:
         """Replace all connections: idle ones now, lent ones when they come back."""
-        self._expect_loop()
-        self._flows.transition("drain")
+        expect_loop(self)
+        self._forebay.flows.transition("drain")
 
     async def __aenter__(self) -> Self:
         """Open the pool."""
-        self._leave_implicit()
+        self._forebay.leave_implicit()
         await self.open()
         return self
 
@@ -411,84 +518,101 @@ class AsyncConnectionPool(Door, Generic[ACT]):
         """Close the pool."""
         await self.close()
 
-    def _begin(self, open: bool | None) -> None:
-        """What a constructor does last: open the pool, unless `open` is false."""
-        self._plain_getconn = type(self).getconn is AsyncConnectionPool.getconn
-        # Whether the pool's loop runs now, in this thread, is asked at each checkout, by asking for
-        # its task: get_running_loop() would take 160 ns of Python 3.11 (docs/decisions/0005).
-        self._loop: AbstractEventLoop | None = None
-        self._thread = get_ident()
-        # A lease may return a clean connection by itself: putconn() would do no more.
-        self._swift = self._reset is None and type(self).putconn is AsyncConnectionPool.putconn
-        if open or open is None:
-            if open:
-                warnings.warn(_CONSTRUCTED, RuntimeWarning, stacklevel=3)
-            self._implicitly_open = open is None
-            self._open()
-        self._guard()
+    # Names of the original's that programs call or override.
 
-    def _open(self) -> None:
-        try:
-            self._loop = get_running_loop()
-        except RuntimeError:
-            raise RuntimeError(
-                f"the pool {self.name!r} was opened outside a running event loop: open it in a"
-                " coroutine, by `await pool.open()` or `async with pool:`"
-            ) from None
-        self._thread = get_ident()
-        self._flows.open()
+    async def _resolve_conninfo(self) -> str:
+        """The connection string, as it is now."""
+        conninfo: str = await self._forebay.flows.value(self.conninfo)
+        return conninfo
 
-    def _expect_loop(self) -> Any:
-        """Raise if an open pool is used from another event loop than its own.
+    async def _resolve_kwargs(self) -> dict[str, Any]:
+        """The other arguments of connecting, as they are now."""
+        return dict(await self._forebay.flows.value(self.kwargs) or {})
 
-        Returns the task that uses it.
-        """
-        if self._loop is None and not self.closed:
-            self._open()  # in a forked child it belongs to the loop that uses it first
-        if not self.closed and get_running_loop() is not self._loop:
-            raise RuntimeError(
-                f"the pool {self.name!r} belongs to the event loop it was opened in,"
-                f" {self._loop!r}, and cannot be used from {get_running_loop()!r}: use one pool"
-                " for each event loop"
-            )
-        return current_task() or NOBODY
-
-    def _start_afresh(self) -> None:
-        super()._start_afresh()
-        self._loop, self._thread = None, NO_THREAD  # the next use tells
-
-    async def _acquire(self, conn: Any, timeout: float | None) -> Any:
-        """Do what `getconn()` could not do at once."""
-        if self._implicitly_open:
-            self._announce_implicit(RuntimeWarning, _CONSTRUCTED, stacklevel=3)
-        if conn is None or self._thorough:
-            patience = self.timeout if timeout is None else timeout
-            try:
-                conn = await self._flows.acquire(conn, patience)
-            except PoolTimeoutMixin as error:
-                self._report(error)
-                raise
-        if self._record_lines:
-            conn._forebay_entry.line = acquiring_line()
+    async def _connect(self, timeout: float | None = None) -> ACT:
+        """Open a connection; if a subclass overrides it, the pool connects by that."""
+        conn: ACT = await self._forebay.flows.connect_by(self, timeout)
         return conn
 
-    async def _try_one(self, timeout: float) -> None:
-        """Make one connection, as a test; close the pool if that fails."""
-        started = self._now()
+    def _forebay_overridden_connect(self) -> Any:
+        return overridden(self, "_connect", CONNECT)
+
+
+GETCONN, PUTCONN = AsyncConnectionPool.getconn, AsyncConnectionPool.putconn
+CONNECT = AsyncConnectionPool._connect
+
+
+def begin(pool: Any, open: bool | None) -> None:
+    """What a constructor does last: open the pool, unless `open` is false."""
+    if open or open is None:
+        if open:
+            warnings.warn(_CONSTRUCTED, RuntimeWarning, stacklevel=4)
+        pool._forebay.implicitly_open = open is None
+        open_here(pool)
+    pool._forebay.guard()
+
+
+def open_here(pool: Any) -> None:
+    """Open a pool in the running event loop.
+
+    Whether that loop runs now, in this thread, is asked at each checkout, by asking for its task:
+    get_running_loop() would take 160 ns of Python 3.11 (docs/decisions/0005).
+    """
+    parts = pool._forebay
+    try:
+        parts.loop = get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            f"the pool {pool.name!r} was opened outside a running event loop: open it in a"
+            " coroutine, by `await pool.open()` or `async with pool:`"
+        ) from None
+    parts.thread = get_ident()
+    parts.flows.open()
+
+
+def expect_loop(pool: Any, *, closing: bool = False) -> Any:
+    """Have an open pool work in the running event loop; returns the task that runs.
+
+    Raises:
+        RuntimeError: the loop that it works in runs too.
+    """
+    parts = pool._forebay
+    loop = get_running_loop()
+    if not pool.closed and loop is not parts.loop:
+        if parts.loop is None:
+            open_here(pool)  # in a forked child it belongs to the loop that uses it first
+        elif parts.loop.is_running():
+            raise RuntimeError(
+                f"the pool {pool.name!r} works in another event loop that runs now, {parts.loop!r},"
+                f" and cannot be used from {loop!r}: use one pool for each event loop"
+            )
+        else:
+            ended, parts.loop, parts.thread = parts.loop, loop, get_ident()
+            parts.flows.move(evict=ended.is_closed(), closing=closing)
+    return current_task() or NOBODY
+
+
+async def acquire(pool: Any, conn: Any, timeout: float | None) -> Any:
+    """Do what `getconn()` could not do at once."""
+    parts = pool._forebay
+    if parts.implicitly_open:
+        announce_implicit(pool, RuntimeWarning, _CONSTRUCTED, stacklevel=3)
+    if conn is None or parts.thorough:
+        patience = seconds(pool.timeout if timeout is None else timeout)
         try:
-            await self.putconn(await self.getconn(timeout))
-        except Exception as error:
-            if self.closed:
-                raise
-            unfilled = self._unfilled(self._now() - started)
-            await self.close()
-            raise unfilled from error
+            conn = await parts.flows.acquire(conn, patience)
+        except PoolTimeoutMixin as error:
+            report(pool, error)
+            raise
+    if parts.record_lines:
+        conn._forebay_entry.line = acquiring_line()
+    return conn
 
 
 class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
     """A pool that keeps no connection: it bounds and queues the clients of a server."""
 
-    _null = True
+    _forebay_null = True
 
     def __init__(
         self,
@@ -517,6 +641,7 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
         max_uses: int = 0,
         action_timeout: float = 3.0,
         leak_threshold: float = 0.0,
+        rejected_after: float = 3.0,
         record_lines: bool = False,
     ) -> None:
         """Make a null pool; the parameters are those of `AsyncConnectionPool`, but for two.
@@ -548,5 +673,12 @@ class AsyncNullConnectionPool(AsyncConnectionPool[ACT]):
             max_uses=max_uses,
             action_timeout=action_timeout,
             leak_threshold=leak_threshold,
+            rejected_after=rejected_after,
             record_lines=record_lines,
         )
+
+
+def _is_for_threads(connection_class: Any) -> bool:
+    """Whether a class, which may be a generic alias of one, is of connections that block."""
+    plain = get_origin(connection_class) or connection_class
+    return isinstance(plain, type) and issubclass(plain, Connection)

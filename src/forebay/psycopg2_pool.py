@@ -19,32 +19,41 @@ refers to the last connection when the next one is asked for: such a loop uses t
 no more than one to be had it reconnects each time, unless it says `del conn`.
 
 A `connection_factory` that is a function, or a class that cannot be derived from, gives connections
-that know nothing of this: they are lent until `putconn()`, as in the original.
+that know nothing of this: they are lent until `putconn()`, as in the original.  So are the proxies
+and stand-ins that a wrapped or replaced `psycopg2.connect()` gives.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cache
 from itertools import count
 from logging import INFO
 from math import inf
-from sys import getrefcount, maxsize
+from sys import getrefcount
 from time import monotonic
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg2
 from psycopg2.extensions import STATUS_READY, connection
 
-from ._core import Core
+from ._core import ALL, Core
 from ._entry import EVICTED, IDLE, LENT, Entry
-from ._flows import Flows
-from ._fork import Inherited, register, renewed_core, renewed_flows
-from ._inline import Inline
+from ._flows import Source
+from ._fork import Inherited
 from ._runtime import run_sync
-from .drivers.psycopg2 import SyncPsycopg2, unclean, with_defaults
+from .drivers.psycopg2 import (
+    DropInDriver,
+    connect,
+    derived,
+    is_fresh,
+    label,
+    transaction_status,
+    unclean,
+)
+from .psycopg2._dropin import NESTED, DropInParts
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -70,8 +79,16 @@ class ConnectionPool:
             `getconn()` or `putconn()`; 0: at most `minconn` connections stay idle.
         connect_kwargs: the arguments of `psycopg2.connect()`, read at each attempt.
 
-    All four may be assigned.
+    All four may be assigned.  Subclasses may override `_connect()`.
     """
+
+    # Not properties: a subclass may set them before this class does, or be a dataclass.
+    minconn: int
+    maxconn: float
+    idle_timeout: float
+    connect_kwargs: dict[str, Any]
+
+    _forebay: _Parts
 
     def __init__(
         self,
@@ -88,15 +105,11 @@ class ConnectionPool:
         """
         if _size("maxconn", maxconn) < _size("minconn", minconn):
             raise ValueError(f"maxconn must be at least minconn, {minconn!r}, not {maxconn!r}")
-        self._minconn = minconn
-        self._idle_timeout = idle_timeout
-        # What has been put on offer.  For the core it is lent; here it is not forgotten.
-        self._offers: dict[Entry, Any] = {}
-        runtime: Any = Inline()
-        driver = _Driver()
+        self.minconn, self.maxconn, self.idle_timeout = minconn, maxconn, idle_timeout
+        self.connect_kwargs = {"dsn": "", **connect_kwargs}
         # The core aims at no size: connections are missing or in excess only where `putconn()`
         # looks, and a server that refuses is asked again by the next client, not by the pool.
-        self._core = Core(
+        core = Core(
             _Refusals(),
             min_size=0,
             max_size=maxconn,
@@ -104,31 +117,20 @@ class ConnectionPool:
             eager=True,
             max_lifetime=inf,
         )
-        self._foreign = driver.foreign
-        self._lock = runtime.lock
-        self._flows = Flows(
-            self._core,
-            runtime,
-            driver,
-            name=f"psycopg2_pool-{next(_number)}",
-            connection_class=connection,
-            kwargs={"dsn": "", **connect_kwargs},
-        )
-        self._flows.level = INFO  # what comes back in a transaction is not worth a warning here
-        self._apply_timeout()
-        self._flows.open()
-        register(self)
-        first = [self.getconn() for _ in range(minconn)]
-        for conn in first:
-            self.putconn(conn)
+        parts = _Parts(self, core)
+        # What comes back in a transaction is not worth a warning here.
+        parts.start(_Driver(self, True), f"psycopg2_pool-{next(_number)}", INFO)
+        self._forebay = parts
+        parts.apply(self)
+        parts.fill(minconn)
 
-    def _start_afresh(self) -> None:
-        """In a forked child: forget the parent's connections, and make every part anew."""
-        runtime: Any = Inline()
-        self._core = renewed_core(self._core)
-        self._flows = renewed_flows(self._flows, self._core, runtime)
-        self._lock = runtime.lock
-        self._offers = {}
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("minconn", "maxconn"):
+            _size(name, value)
+        super().__setattr__(name, value)
+        # Not by __dict__: to ask for that makes every attribute of the pool slower.
+        if name in ("minconn", "maxconn", "idle_timeout") and hasattr(self, "_forebay"):
+            self._forebay.apply(self)
 
     # Lending -------------------------------------------------------------------------------
 
@@ -141,23 +143,28 @@ class ConnectionPool:
             PoolError: all `maxconn` connections are in use, or the pool is closed.
             psycopg2.Error: a new connection cannot be opened.
         """
-        if self._offers:
-            self._settle()
+        parts = self._forebay
+        if parts.offers:
+            parts.settle()
         while True:
-            with self._lock:
+            with parts.lock:
                 now = monotonic()
-                conn = self._core.checkout(now)
+                conn = parts.core.checkout(now)
             if conn is None:
-                conn = self._acquire()
+                conn = parts.acquire()
             try:
                 entry = conn._forebay_entry
                 conn._pool = self
+                stale = now - entry.idle_since > parts.core.max_idle
+                if not (stale or conn.get_transaction_status()):
+                    lent: connection = conn
+                    return lent
             except AttributeError:
-                entry = self._foreign[conn]
-            if not (conn.get_transaction_status() or now - entry.idle_since > self._core.max_idle):
-                lent: connection = conn
-                return lent
-            self._sort_out(entry, conn)
+                entry = parts.flows.driver.entry(conn)
+                parts.flows.driver.mark(conn, self)
+            if parts.is_good(entry, conn, now):
+                return conn  # type: ignore[no-any-return]
+            parts.sort_out(entry, conn)
 
     def putconn(self, conn: Any) -> None:
         """Return a connection, which may be closed, or in a transaction: that is rolled back.
@@ -168,187 +175,238 @@ class ConnectionPool:
         Raises:
             PoolError: this pool has not lent the connection, or it was returned already.
         """
-        if getattr(conn, "_pool", None) is not self:
-            self._take_otherwise(conn)
+        parts = self._forebay
+        try:
+            entry, lender = conn._forebay_entry, conn._pool
+            dirty = conn.get_transaction_status() or conn.status != STATUS_READY
+        except AttributeError:
+            parts.take_otherwise(conn)
+            return
+        if lender is not self or not (entry.plain or entry.ref is None or entry.ref() is conn):
+            parts.take_otherwise(conn)
             return
         conn._pool = None
-        entry = conn._forebay_entry
-        if conn.get_transaction_status() or conn.status != STATUS_READY:
-            self._take_unclean(entry, conn)
+        if dirty or parts.core.lost:
+            parts.take_unclean(entry, conn)
             return
-        with self._lock:
+        with parts.lock:
             now = monotonic()
-            effects = self._core.checkin(entry, conn, now)
+            effects = parts.core.checkin(entry, conn, now, entry.lent_at)
         if effects is not None:
-            run_sync(self._flows.conclude(effects))
-        if now >= self._core.due:
-            self._maintain()
+            run_sync(parts.flows.conclude, effects)
+        if now >= parts.core.due:
+            parts.maintain()
 
     def clear(self) -> None:
-        """Close all idle connections, whatever `minconn` and `idle_timeout` say."""
-        self._settle()
-        while self._withdraw_oldest():
+        """Close all idle connections, whatever `minconn` and `idle_timeout` say.
+
+        Raises:
+            PoolError: in a signal handler or a finalizer that interrupts a step of the pool's own.
+        """
+        parts = self._forebay
+        parts.settle()
+        while parts.withdraw_oldest():
             pass
-        for entry in list(self._core.idle):
-            with self._lock:
-                conn = self._core.recall(entry)
+        for entry in list(parts.core.idle):
+            parts.expect_outside()
+            with parts.lock:
+                conn = parts.core.recall(entry)
             if conn is not None:
-                self._flows.transition("discard", entry, conn)
+                parts.discard(entry, conn)
 
     def close(self) -> None:
-        """Close the pool and all its connections, also those in use; again is harmless."""
-        run_sync(self._flows.close(0.0))
-        while self._withdraw_oldest():
-            pass
-        for conn in self.connections_in_use:
-            conn.close()
+        """Close the pool and all its connections, also those in use; again is harmless.
+
+        In a signal handler that interrupts one of the pool's own steps: at the next call.
+        """
+        self._forebay.close()
 
     # What the pool holds ---------------------------------------------------------------------
 
     @property
-    def minconn(self) -> int:
-        """Connections to keep, lent ones included."""
-        return self._minconn
-
-    @minconn.setter
-    def minconn(self, minconn: int) -> None:
-        self._minconn = _size("minconn", minconn)
-        self._apply_timeout()
-
-    @property
-    def maxconn(self) -> float:
-        """Connections at most."""
-        return self._core.max_size
-
-    @maxconn.setter
-    def maxconn(self, maxconn: float) -> None:
-        self._flows.transition("resize", 0, _size("maxconn", maxconn))
-
-    @property
-    def idle_timeout(self) -> float:
-        """Seconds after which an idle connection is closed."""
-        return self._idle_timeout
-
-    @idle_timeout.setter
-    def idle_timeout(self, idle_timeout: float) -> None:
-        self._idle_timeout = idle_timeout
-        self._apply_timeout()
-
-    @property
-    def connect_kwargs(self) -> dict[str, Any]:
-        """The arguments of `psycopg2.connect()`."""
-        kwargs: dict[str, Any] = self._flows.kwargs
-        return kwargs
-
-    @connect_kwargs.setter
-    def connect_kwargs(self, connect_kwargs: dict[str, Any]) -> None:
-        self._flows.kwargs = connect_kwargs
-
-    @property
     def connections_in_use(self) -> AbstractSet[connection]:
         """The lent connections, as a live set; the pool holds them weakly."""
-        return _InUse(self)
+        return _InUse(self._forebay)
 
     @property
     def idle_connections(self) -> Sequence[connection]:
         """The idle connections and those on offer, as a live sequence, the newest last."""
-        return _Idle(self)
+        return _Idle(self._forebay)
 
     @property
     def return_times(self) -> _ReturnTimes:
         """When each idle connection came back, in seconds of `time.monotonic()`; assignable."""
-        return _ReturnTimes(self)
+        return _ReturnTimes(self._forebay)
 
     @return_times.setter
     def return_times(self, times: Mapping[Any, float]) -> None:
         for conn, at in times.items():
             self.return_times[conn] = at
 
-    # What a call seldom needs ----------------------------------------------------------------
+    def _connect(self, for_immediate_use: bool = False) -> connection:
+        """Open a connection; the pool takes up what is returned, and may be overridden here."""
+        del for_immediate_use
+        conn: connection = connect((), self.connect_kwargs, _lendable)
+        return conn
 
-    def _acquire(self) -> Any:
+
+class ThreadSafeConnectionPool(ConnectionPool):
+    """The same; every pool here may be shared by threads.
+
+    Its `lock` is for subclasses that do several things in one step.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """The parameters are those of `ConnectionPool`."""
+        super().__init__(*args, **kwargs)
+        self.lock = threading.RLock()
+
+
+ThreadedConnectionPool = ThreadSafeConnectionPool
+
+
+# Parts ----------------------------------------------------------------------------------------
+
+
+class _Parts(DropInParts):
+    """The parts of a pool, and what has been put on offer."""
+
+    __slots__ = ("offers",)
+
+    def __init__(self, pool: ConnectionPool, core: Core) -> None:
+        super().__init__(pool, core)
+        # For the core it is lent; here it is not forgotten.
+        self.offers: dict[Entry, Any] = {}
+
+    def source(self, pool: Any) -> Source:
+        """The parameters of connecting, as they are now."""
+        return Source(None, "", pool.connect_kwargs)
+
+    def start_afresh(self) -> None:
+        """In a forked child: forget the parent's connections, and make every part anew."""
+        super().start_afresh()
+        self.offers = {}
+
+    def fill(self, number: int) -> None:
+        """Open the first connections, which are not used by that."""
+        first = [self.acquire() for _ in range(number)]
+        for conn in first:
+            entry = self.flows.driver.entry(conn)
+            with self.lock:
+                self.core.checkin(entry, conn, monotonic(), entry.lent_at)
+                entry.idle_since = entry.opened_at
+
+    def apply(self, pool: ConnectionPool) -> None:
+        """Tell the core what was assigned."""
+        core = self.core
+        core.max_idle = pool.idle_timeout or inf
+        # Not `ALL`, for then the core would come back to the size it had grown to.
+        core.keep = ALL - 1 if pool.idle_timeout else min(pool.minconn, ALL - 1)
+        core.due = 0.0
+        if core.max_size != pool.maxconn:
+            self.flows.transition("resize", 0, pool.maxconn)
+
+    def acquire(self) -> Any:
         """Open a connection; at `maxconn`, in the place of one that its holder has put on offer."""
         while True:
             try:
-                return run_sync(self._flows.acquire(None, 0.0))
+                return run_sync(self.flows.acquire, None, 0.0)
             except PoolError:
-                size = self._core.size
-                self._flows.maintain()  # a lent connection that was closed makes room, too
-                if self._core.size >= size and not self._withdraw_oldest():
+                if self.inside or self.closed or not self._makes_room():
                     raise
 
-    def _sort_out(self, entry: Entry, conn: Any) -> None:
+    def _makes_room(self) -> bool:
+        size = self.core.size
+        self.flows.maintain()  # a lent connection that was closed makes room, too
+        return self.core.size < size or self.withdraw_oldest()
+
+    def is_good(self, entry: Entry, conn: Any, now: float) -> bool:
+        """Whether a connection may be lent; a fresh one may as it is, whatever its factory does."""
+        stale = now - entry.idle_since > self.core.max_idle
+        return is_fresh(entry) or not (stale or transaction_status(conn))
+
+    def sort_out(self, entry: Entry, conn: Any) -> None:
         """Deal with an idle connection that cannot be lent: it is broken, too old, or was used."""
-        self._core.due = 0.0
-        if conn not in self._foreign:
-            conn._pool = None
-        if conn.get_transaction_status() and self._flows.driver.usable(conn):
-            run_sync(self._flows.release(entry, conn))
+        self.core.due = 0.0
+        driver = self.flows.driver
+        driver.mark(conn, None)
+        unused = entry.idle_since == entry.opened_at  # who opened it began the transaction
+        if transaction_status(conn) and driver.usable(conn) and not unused:
+            run_sync(self.flows.release, entry, conn)
         else:
-            self._flows.transition("discard", entry, conn)
+            self.discard(entry, conn)
 
-    def _take_unclean(self, entry: Entry, conn: Any) -> None:
-        """Take back a connection that is in a transaction, or broken."""
-        run_sync(self._flows.release(entry, conn))
-        self._maintain()
+    def take_unclean(self, entry: Entry, conn: Any) -> None:
+        """Take back a connection that is in a transaction, broken, or perhaps lost."""
+        if self.is_lost(entry):
+            self.discard(entry, conn)
+        else:
+            run_sync(self.flows.release, entry, conn)
+        self.maintain()
 
-    def _take_otherwise(self, conn: Any) -> None:
+    def take_otherwise(self, conn: Any) -> None:
         """Take back a connection that is not simply lent."""
-        entry = self._entry(conn)
-        if isinstance(entry, Inherited):
+        driver = self.flows.driver
+        pool: Any = self.pool()
+        if isinstance(driver.find(conn), Inherited):
             return  # the parent process has it
-        if entry is not None and entry.place is LENT and conn in self._foreign:
-            self._take_unclean(entry, conn)
-        elif getattr(conn, "_giver", None) is not self:
+        lent = driver.lent(conn, pool)
+        if lent is not None:
+            driver.mark(lent[1], None)
+            self.take_unclean(*lent)
+        elif cast("Any", getattr(conn, "_giver", None)) is not pool:
             raise PoolError(
-                f"cannot take {conn!r} back: this pool has not lent it, or it was returned already"
+                f"cannot take {label(conn)} back: this pool has not lent it, or it was returned"
+                " already"
             )
         elif isinstance(conn, _OnOffer):
-            if self._take_back(conn):
-                self.putconn(conn)
-        elif not isinstance(conn, _Withdrawn) and self._flows.driver.usable(conn):
+            if pool is not None and self.take_back(conn):
+                pool.putconn(conn)
+        elif not isinstance(conn, _Withdrawn) and driver.usable(conn):
             conn.rollback()  # inside its `with` block, at whose end it is put on offer
 
-    def _entry(self, conn: Any) -> Entry | None:
+    def entry(self, conn: Any) -> Entry | None:
         """The entry of a connection of this pool."""
-        entry: Entry | None = getattr(conn, "_forebay_entry", None)
-        if entry is None and isinstance(conn, connection):
-            entry = self._foreign.get(conn)
-        known = entry in self._core.entries or isinstance(entry, Inherited)
-        return entry if known else None
+        entry: Entry | None = self.flows.driver.find(conn)
+        return entry if entry in self.core.entries else None
 
-    def _maintain(self) -> None:
+    def maintain(self) -> None:
         """Close what was idle for too long, open what is missing to `minconn`."""
-        self._flows.maintain()
-        if self._core.size < self._minconn:
-            self._flows.transition("fill", self._minconn)
+        super().maintain()
+        pool = self.pool()
+        if not (self.inside or self.closed or pool is None) and self.core.size < pool.minconn:
+            self.flows.transition("fill", pool.minconn)
 
-    def _apply_timeout(self) -> None:
-        core = self._core
-        core.max_idle = self._idle_timeout or inf
-        # Not infinite, for then the core would come back to the size it had grown to.
-        core.keep = maxsize if self._idle_timeout else self._minconn
-        core.due = 0.0
+    def close(self) -> None:
+        """Close the pool and all its connections, also those in use and on offer."""
+        while not self.inside and self.withdraw_oldest():
+            pass
+        super().close()
+
+    def expect_outside(self) -> None:
+        """Refuse what cannot be done inside a transition, nor put off."""
+        if self.inside:
+            raise self.core.refusals.nested(self.core)
 
     # Connections on offer --------------------------------------------------------------------
 
-    def _offer(self, conn: Any) -> None:
+    def offer(self, conn: Any) -> None:
         """The holder's `with` block is over: the pool may have the connection when it needs it."""
         entry = conn._forebay_entry
         usable = not unclean(conn)
-        with self._lock:
+        with self.lock:
             if usable and entry.expires_at != EVICTED:
                 entry.idle_since = monotonic()
-                self._offers[entry] = conn
+                self.offers[entry] = conn
                 _become(conn, conn._on_offer)
                 return
             _become(conn, conn._withdrawn)
-        self._flows.transition("discard", entry, conn)
-        self._core.due = 0.0
+        self.discard(entry, conn)
+        self.core.due = 0.0
 
-    def _take_back(self, conn: Any) -> bool:
+    def take_back(self, conn: Any) -> bool:
         """The holder uses a connection that is on offer; false if the pool has closed it."""
-        with self._lock:
+        with self.lock:
             if isinstance(conn, _OnOffer):
                 self._end_offer(conn._forebay_entry, conn)
             return not isinstance(conn, _Withdrawn)
@@ -356,49 +414,44 @@ class ConnectionPool:
     def _end_offer(self, entry: Entry, conn: Any) -> None:
         """Make a connection on offer simply lent."""
         _become(conn, conn._lent)
-        conn._giver, conn._pool = None, self
-        self._offers.pop(entry, None)
+        conn._giver, conn._pool = None, self.pool()
+        self.offers.pop(entry, None)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Make idle what is on offer and nobody can use any more."""
-        for entry in list(self._offers):
-            with self._lock:
+        for entry in [] if self.inside else list(self.offers):
+            with self.lock:
                 conn = self._abandoned(entry)
             if conn is not None:
                 since = entry.idle_since
                 conn._pool = None
-                run_sync(self._flows.release(entry, conn))
+                run_sync(self.flows.release, entry, conn)
                 entry.idle_since = since
                 del conn
 
     def _abandoned(self, entry: Entry) -> Any:
         """The connection of an offer, no more on offer, if nothing else refers to it."""
-        if entry not in self._offers:
+        try:
+            alone = _references(self.offers, entry) == _ALONE
+            conn = self.offers[entry]
+        except KeyError:  # taken back, perhaps by a signal handler a moment ago
             return None
-        alone = _references(self._offers, entry) == _ALONE
-        conn = self._offers[entry]
         # One that is in a transaction has been taken back through a cursor made before the offer.
         if alone or unclean(conn) or not isinstance(conn, _OnOffer):
             self._end_offer(entry, conn)
         return conn if alone else None
 
-    def _withdraw_oldest(self) -> bool:
+    def withdraw_oldest(self) -> bool:
         """Close the connection that is on offer longest; false if there is none."""
-        with self._lock:
-            if not self._offers:
+        self.expect_outside()
+        with self.lock:
+            if not self.offers:
                 return False
-            entry, conn = next(iter(self._offers.items()))
+            entry, conn = next(iter(self.offers.items()))
             _become(conn, conn._withdrawn)
-            del self._offers[entry]
-        self._flows.transition("discard", entry, conn)
+            del self.offers[entry]
+        self.discard(entry, conn)
         return True
-
-
-class ThreadSafeConnectionPool(ConnectionPool):
-    """The same; every pool here may be shared by threads."""
-
-
-ThreadedConnectionPool = ThreadSafeConnectionPool
 
 
 # Live views ----------------------------------------------------------------------------------
@@ -407,21 +460,24 @@ ThreadedConnectionPool = ThreadSafeConnectionPool
 class _InUse(AbstractSet[Any]):
     """What a pool has lent, but for what was put on offer."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._pool = pool
+    def __init__(self, parts: _Parts) -> None:
+        self._parts = parts
 
     @classmethod
     def _from_iterable(cls, it: Iterable[Any]) -> AbstractSet[Any]:
         return set(it)
 
     def _lent(self, entry: Entry | None) -> bool:
-        return entry is not None and entry.place is LENT and entry not in self._pool._offers
+        return entry is not None and entry.place is LENT and entry not in self._parts.offers
+
+    def add(self, conn: Any) -> None:
+        """Nothing: a `_connect()` after the original's counts what the pool counts itself."""
 
     def __contains__(self, conn: object) -> bool:
-        return self._lent(self._pool._entry(conn))
+        return self._lent(self._parts.entry(conn))
 
     def __iter__(self) -> Iterator[Any]:
-        for entry in list(self._pool._core.entries):
+        for entry in list(self._parts.core.entries):
             conn = entry.ref and entry.ref()
             if conn is not None and self._lent(entry):
                 yield conn
@@ -436,20 +492,20 @@ class _InUse(AbstractSet[Any]):
 class _Idle(Sequence[Any]):
     """What is idle in a pool or on offer, in order of return."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._pool = pool
+    def __init__(self, parts: _Parts) -> None:
+        self._parts = parts
 
     def _all(self) -> list[Any]:
-        pool = self._pool
-        with pool._lock:
-            entries = [*pool._core.idle, *pool._offers]
-            if pool._offers:
+        parts = self._parts
+        with parts.lock:
+            entries = [*parts.core.idle, *parts.offers]
+            if parts.offers:
                 entries.sort(key=lambda entry: entry.idle_since)
-            return [pool._offers.get(entry) or entry.conn for entry in entries]
+            return [parts.offers.get(entry) or entry.conn for entry in entries]
 
     def __contains__(self, conn: object) -> bool:
-        entry = self._pool._entry(conn)
-        return entry is not None and (entry.place is IDLE or entry in self._pool._offers)
+        entry = self._parts.entry(conn)
+        return entry is not None and (entry.place is IDLE or entry in self._parts.offers)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._all())
@@ -458,7 +514,7 @@ class _Idle(Sequence[Any]):
         return self._all()[index]
 
     def __len__(self) -> int:
-        return len(self._pool._core.idle) + len(self._pool._offers)
+        return len(self._parts.core.idle) + len(self._parts.offers)
 
     def __repr__(self) -> str:
         return repr(self._all())
@@ -467,12 +523,12 @@ class _Idle(Sequence[Any]):
 class _ReturnTimes(Mapping[Any, float]):
     """When each idle connection of a pool came back."""
 
-    def __init__(self, pool: ConnectionPool) -> None:
-        self._pool = pool
+    def __init__(self, parts: _Parts) -> None:
+        self._parts = parts
 
     def _idle(self, conn: Any) -> Entry:
-        entry = self._pool._entry(conn)
-        if entry is None or conn not in self._pool.idle_connections:
+        entry = self._parts.entry(conn)
+        if entry is None or conn not in _Idle(self._parts):
             raise KeyError(conn)
         return entry
 
@@ -480,8 +536,8 @@ class _ReturnTimes(Mapping[Any, float]):
         return self._idle(conn).idle_since
 
     def __setitem__(self, conn: Any, at: float) -> None:
-        core = self._pool._core
-        with self._pool._lock:
+        core = self._parts.core
+        with self._parts.lock:
             self._idle(conn).idle_since = at
             ordered = sorted(core.idle, key=lambda entry: entry.idle_since)
             core.idle.clear()
@@ -489,10 +545,10 @@ class _ReturnTimes(Mapping[Any, float]):
             core.due = 0.0
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._pool.idle_connections)
+        return iter(_Idle(self._parts))
 
     def __len__(self) -> int:
-        return len(self._pool.idle_connections)
+        return len(_Idle(self._parts))
 
     def __repr__(self) -> str:
         return repr(dict(self))
@@ -512,7 +568,8 @@ class _Lent:
     def __enter__(self: Any) -> Any:
         connection: Any = super()
         lent = connection.__enter__()
-        self._giver, self._pool = self._pool, None
+        if _is_lent(self):
+            self._giver, self._pool = self._pool, None
         return lent
 
     def __exit__(
@@ -521,14 +578,15 @@ class _Lent:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> Any:
-        if isinstance(self._forebay_entry, Inherited):
+        if isinstance(getattr(self, "_forebay_entry", None), Inherited):
             return None  # the block began in the parent process
         connection: Any = super()
         try:
             return connection.__exit__(exc_type, exc, traceback)
         finally:
-            if self._giver is not None:
-                self._giver._offer(self)
+            giver = getattr(self, "_giver", None)
+            if giver is not None:
+                giver._forebay.offer(self)
 
 
 class _OnOffer:
@@ -588,11 +646,17 @@ _USES = {
 
 def _use(conn: Any) -> None:
     """Take a connection back from its offer."""
-    if not conn._giver._take_back(conn):
+    if not conn._giver._forebay.take_back(conn):
         raise PoolError(
             "this connection went back to its pool at the end of its `with` block, and the pool"
             " has closed it since: get another one by getconn()"
         )
+
+
+def _is_lent(conn: Any) -> bool:
+    """Whether it is this object that a pool has lent, and not a proxy before it."""
+    entry = getattr(conn, "_forebay_entry", None)
+    return entry is not None and entry.ref is not None and entry.ref() is conn
 
 
 def _become(conn: Any, connection_class: type) -> None:
@@ -607,49 +671,35 @@ def _references(offers: dict[Any, Any], entry: Any) -> int:
 _ALONE = _references({None: object()}, None)
 
 
+def _lendable(factory: Any) -> Any:
+    """The class to connect with, for a `connection_factory`: its connections can be put on offer.
+
+    A factory that is no class, or cannot be derived from, is called as it is.
+    """
+    return _lent_class(factory) if isinstance(factory, type) else factory
+
+
 @cache
-def _lendable(factory: type) -> Any:
-    """A class derived from the `connection_factory`, whose connections can be put on offer."""
+def _lent_class(factory: type) -> Any:
     try:
-        lent: Any = _derive(factory, _Lent, "_forebay_entry", "_giver", "_pool")
+        lent: Any = derived(factory, _Lent, slots=("_forebay_entry", "_giver", "_pool"))
         lent._lent = lent
-        lent._on_offer = _derive(lent, _OnOffer)
-        lent._withdrawn = _derive(lent, _Withdrawn)
+        lent._on_offer = derived(lent, _OnOffer)
+        lent._withdrawn = derived(lent, _Withdrawn)
     except Exception:  # whatever it refuses with
         return factory
     return lent
 
 
-def _derive(factory: type, addition: type, *slots: str) -> type:
-    names = ("__module__", "__qualname__", "__doc__")
-    members = {name: getattr(factory, name) for name in names}
-    return type(factory)(factory.__name__, (addition, factory), {**members, "__slots__": slots})
-
-
-class _Driver(SyncPsycopg2):
+class _Driver(DropInDriver):
     """psycopg2 for a pool whose connections can be put on offer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        #: The entries of connections that take no attributes.
-        self.foreign: WeakKeyDictionary[Any, Entry] = WeakKeyDictionary()
-        self.entry = lambda conn: getattr(conn, "_forebay_entry", None) or self.foreign[conn]
-
-    async def connect(self, connection_class: Any, conninfo: str, kwargs: dict[str, Any]) -> Any:
-        """Open a connection; its address is among `kwargs`."""
-        del conninfo
-        factory = kwargs.get("connection_factory") or connection_class
-        if isinstance(factory, type):
-            factory = _lendable(factory)
-        return psycopg2.connect(**with_defaults(None, {**kwargs, "connection_factory": factory}))
 
     def adopt(self, conn: Any, entry: Entry) -> None:
         """Attach `entry` to a new connection."""
-        if isinstance(conn, _Lent):
-            any_conn: Any = conn
-            any_conn._forebay_entry, any_conn._giver, any_conn._pool = entry, None, None
-        else:
-            self.foreign[conn] = entry
+        super().adopt(conn, entry)
+        entry.plain = issubclass(type(conn), _Lent)  # it is the connection itself, not a proxy
+        if entry.plain:
+            conn._giver = None
 
 
 class _Refusals:
@@ -670,18 +720,23 @@ class _Refusals:
         """All connections are in use."""
         del timeout, now, client
         return PoolError(
-            f"no more connections in the pool: {core.lent} of maxconn={core.max_size} are in use;"
-            " return each by putconn(), or raise maxconn"
+            f"no more connections in the pool (connection pool exhausted): {core.lent} of"
+            f" maxconn={core.max_size} are in use; return each by putconn(), or raise maxconn"
         )
+
+    def nested(self, core: Core) -> Exception:
+        """The client asks inside a step of the pool that its own thread makes."""
+        del core
+        return PoolError(f"the connection pool is busy: {NESTED}")
 
     def rejected(self, core: Core, error: Exception, now: float) -> Exception:
         """An error of connecting is the caller's."""
         del core, now
         return error
 
-    def deadlock(self, core: Core, now: float) -> None:
+    def deadlock(self, core: Core, now: float, stuck: dict[Any, Waiter]) -> None:
         """Nobody waits, so nobody waits for himself."""
-        del core, now
+        del core, now, stuck
 
 
 def _size(name: str, value: Any) -> Any:

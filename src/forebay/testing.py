@@ -239,10 +239,25 @@ class FakeDriver(PsycopgDriver):
         """Whether a connection works and waits for a command."""
         return conn.status in USABLE
 
+    def died(self, conn: Any) -> bool:
+        """Whether the session was lost, not closed."""
+        return conn.number not in self.sessions and conn.reason is not None
+
+    def end(self, conn: Any) -> None:
+        """Close a connection."""
+        conn.close()
+
     def describe(self, conn: Any) -> str:
         """The name of the connection's transaction status."""
         name: str = conn.status.name
         return name
+
+    def label(self, conn: Any) -> str:
+        """What `repr()` gives."""
+        return repr(conn)
+
+    def deliver(self, conn: Any) -> None:
+        """Nothing is heard from no server."""
 
     def readable(self, conns: list[Any]) -> list[Any]:
         """Those connections whose session has ended."""
@@ -322,8 +337,8 @@ def fake_pool(
     members = {"chance": staticmethod(lambda: 0.5)}
     if clock is not None:
         members["now"] = staticmethod(clock.now)
-    world = pool_class._runtime_class
+    world = pool_class._forebay_runtime
     runtime_class = type(f"Fake{world.__name__}", (world,), members)
-    places = {"_runtime_class": runtime_class, "_driver_class": staticmethod(lambda: used)}
+    places = {"_forebay_runtime": runtime_class, "_forebay_driver": staticmethod(lambda: used)}
     options.setdefault("open", issubclass(pool_class, ConnectionPool))
     return cast(P, type(pool_class.__name__, (pool_class,), places)(**options))

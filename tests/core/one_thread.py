@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 from unittest import mock
 
 from forebay import ConnectionPool
@@ -28,22 +28,28 @@ class Stage:
         self.meanwhile: list[Action] = []  # what others do while a client waits, in order
         self.started: list[Thread] = []
         self.current: Any = threading.main_thread()
-        self.locks: list[Lock] = []
+        self.locks: list[RLock] = []
+        self.absent: list[Any] = []  # clients in the queue that do not come for what they wait for
+        self.handling = False  # a signal handler runs
+        self.shared: list[Any] = []  # connections that an action has, for a handler
 
     @contextmanager
     def set(self) -> Iterator[Stage]:
         """Replace what the runtime takes from `threading`, for pools that are made meanwhile."""
         played = SimpleNamespace(
             TIMEOUT_MAX=threading.TIMEOUT_MAX,
-            Condition=lambda lock=None: Condition(lock or Lock(self)),
+            Condition=Condition,
             Lock=lambda: Lock(self),
+            RLock=lambda: RLock(self),
             Thread=lambda **arguments: Thread(self, **arguments),
             current_thread=lambda: self.current,
+            main_thread=threading.main_thread,
+            get_ident=self._ident,
+            local=type("StageLocal", (Local,), {"_stage": self}),
         )
         with (
             mock.patch("forebay._threads.threading", played),
-            mock.patch("forebay._threads.allocate_lock", self._lock),
-            mock.patch("forebay._threads.RLock", self._lock),
+            mock.patch("forebay._locks.threading", played),
         ):
             yield self
 
@@ -51,8 +57,9 @@ class Stage:
         """Make a pool over the fake driver, on the manual clock."""
         return fake_pool(pool_class, self.driver, self.clock, **options)
 
-    def _lock(self) -> Lock:
-        return Lock(self)
+    def _ident(self) -> int:
+        main = self.current is threading.main_thread()
+        return threading.get_ident() if main else id(self.current)
 
     def play(self) -> None:
         """Let every started worker do all there is to do."""
@@ -70,12 +77,16 @@ class Stage:
         for _ in range(rounds):
             self.play()
             self.clock.advance(2.0)
-            pool._flows.maintain()
+            pool._forebay.flows.maintain()
         self.play()
 
     def wait(self, timeout: float) -> None:
         """A client waits: let others act, or else let its time pass."""
-        if self.meanwhile:
+        if self.handling:
+            if any(lock.entered for lock in self.locks):
+                raise AssertionError("a signal handler waits while its thread keeps others out")
+            self.play() if self.started else self.clock.advance(max(0.0, timeout))
+        elif self.meanwhile:
             self.meanwhile.pop(0)()
         elif timeout < 0:
             raise AssertionError("a client waits for ever")
@@ -89,8 +100,6 @@ class Lock:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._held = False
-        self.entered = False  # by `with`
-        stage.locks.append(self)
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock; while it is held, others act or time passes."""
@@ -113,32 +122,79 @@ class Lock:
         """Whether it is held."""
         return self._held
 
+
+class RLock:
+    """A lock that its own thread may take again; only `with` takes it."""
+
+    reentrant = True
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._owner: Any = None
+        self._count = 0
+        stage.locks.append(self)
+
+    @property
+    def entered(self) -> bool:
+        """Whether it is held."""
+        return self._count > 0
+
     def _is_owned(self) -> bool:
-        """Whether it is held by `with`: then it is by the only thread there is."""
-        return self.entered
+        """Whether it is held by the thread that is played."""
+        return self.entered and self._owner is self._stage.current
 
     def __enter__(self) -> bool:
-        if self._held:
-            raise AssertionError("the only thread blocks on a lock that it holds itself")
-        self._held = self.entered = True
+        if self.entered and not (self.reentrant and self._is_owned()):
+            raise AssertionError("the only thread blocks on a lock")
+        self._owner = self._stage.current
+        self._count += 1
         return True
 
     def __exit__(self, *exc: object) -> None:
-        self.entered = False
-        self.release()
+        self._count -= 1
+
+
+class Local:
+    """What each played thread has for itself."""
+
+    _stage: Stage
+
+    def __new__(cls) -> Self:
+        self = object.__new__(cls)
+        object.__setattr__(self, "_homes", {})
+        return self
+
+    def __getattribute__(self, name: str) -> Any:
+        return object.__getattribute__(_at_home(self), name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        object.__setattr__(_at_home(self), name, value)
+
+
+def _at_home(local: Local) -> Local:
+    """Let `local` have the attributes that the played thread has given it."""
+    homes = object.__getattribute__(local, "_homes") or _homes(local)
+    this = type(local)._stage.current
+    new = this not in homes
+    if new:
+        homes[this] = {"_homes": homes}
+    object.__setattr__(local, "__dict__", homes[this])
+    if new:
+        local.__init__()  # type: ignore[misc]
+    return local
+
+
+def _homes(local: Local) -> dict[Any, dict[str, Any]]:
+    homes: dict[Any, dict[str, Any]] = {}
+    object.__setattr__(local, "_homes", homes)
+    return homes
 
 
 class Condition:
     """A condition on which nobody ever waits: workers without work go home."""
 
-    def __init__(self, lock: Lock) -> None:
+    def __init__(self, lock: RLock) -> None:
         self._lock = lock
-
-    def __enter__(self) -> bool:
-        return self._lock.__enter__()
-
-    def __exit__(self, *exc: object) -> None:
-        self._lock.__exit__(*exc)
 
     def wait(self, timeout: float | None = None) -> bool:  # noqa: ARG002
         """Return at once, as if the time were over."""

@@ -1,4 +1,4 @@
-"""Raises an exception at a chosen bytecode of the pool, as a signal handler would."""
+"""Does something at a chosen bytecode of the pool, as a signal handler would: by default, raise."""
 
 from __future__ import annotations
 
@@ -35,13 +35,18 @@ class Interrupted(BaseException):
 
 
 class Interrupter:
-    """Runs actions; counts their opcodes, and raises at the one that has the number `at`."""
+    """Runs actions; counts their opcodes, and raises at the one that has the number `at`.
 
-    def __init__(self, at: int | None = None) -> None:
+    With a `handler`, that is called there instead, and the action goes on.
+    """
+
+    def __init__(self, at: int | None = None, handler: Callable[[], object] | None = None) -> None:
         self.at = at
+        self.handler = handler
         self.count = 0
         self.where = ("", 0)  # the last opcode: function, offset
         self.seen: set[tuple[str, int]] = set()
+        self.order: list[tuple[str, int]] = []
 
     def run(self, action: Callable[[], object]) -> None:
         """Run `action`; what it is interrupted by ends here."""
@@ -64,8 +69,11 @@ class Interrupter:
         self.where = (code.co_qualname, offset)
         if self.at is None:
             self.seen.add(self.where)
+            self.order.append(self.where)
         elif self.count == self.at:
-            raise Interrupted
+            if self.handler is None:
+                raise Interrupted
+            self.handler()
 
 
 if sys.version_info >= (3, 12):
@@ -126,6 +134,10 @@ def _of_the_pool(code: CodeType) -> bool:
     )
 
 
+#: How the compiler loads the three times None that `__exit__` is called with.
+NONE = ("LOAD_CONST", "LOAD_COMMON_CONSTANT")
+
+
 def _steps(code: CodeType) -> list[dis.Instruction]:
     return [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
 
@@ -164,9 +176,11 @@ def _leaving(code: CodeType) -> frozenset[int]:
             )
         if step.opname == "WITH_EXCEPT_START":
             found.update(i.offset for i in steps[n - 1 : n + 1])
-        nones = [i.opname == "LOAD_CONST" and i.argval is None for i in steps[n : n + 3]]
+        nones = [i.opname in NONE and i.argval is None for i in steps[n : n + 3]]
         if nones == [True] * 3 and steps[n + 3].opname in ("PRECALL", "CALL"):
-            first = n - (steps[n - 1].opname in ("SWAP", "NOP"))
+            first = n
+            while steps[first - 1].opname in ("SWAP", "NOP"):
+                first -= 1
             found.update(i.offset for i in steps[first : n + 4])
             if steps[n + 3].opname == "PRECALL":
                 found.add(steps[n + 4].offset)

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from forebay import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolTimeout
-from forebay._core import Core
+from forebay._core import INSIDE, Core
 from forebay._entry import Effects
 from forebay.errors import detach
 from forebay.testing import FakeDriver, ManualClock, fake_pool
@@ -51,11 +51,18 @@ def test_an_error_that_is_its_own_cause_is_taken_apart_once() -> None:
     assert odd.__traceback__ is None
 
 
-def test_a_lifetime_that_is_over_at_once_is_refused() -> None:
-    """Every connection would expire before it is lent, and the next be opened, for ever."""
-    for value in (0, -1.0):
-        with pytest.raises(ValueError, match="max_lifetime must be more than 0 seconds"):
-            ConnectionPool("", max_lifetime=value, open=False)
+def test_a_lifetime_before_the_beginning_is_refused() -> None:
+    """One of zero seconds is none of these: each connection is replaced when it comes back."""
+    with pytest.raises(ValueError, match="max_lifetime must be 0 seconds or more"):
+        ConnectionPool("", max_lifetime=-1.0, open=False)
+    pool = fake_pool(ConnectionPool, min_size=1, max_size=1, max_lifetime=0)
+    pool.wait(10)
+    seen = []
+    for _ in range(3):
+        with pool.connection(10) as conn:
+            seen.append(conn.number)
+    assert seen == [1, 2, 3]
+    pool.close()
 
 
 @pytest.mark.parametrize("name", ["timeout", "max_lifetime", "max_idle", "reconnect_timeout"])
@@ -108,7 +115,7 @@ def test_the_time_of_a_lease_counts_also_if_the_connection_broke() -> None:
     conn = made.checkout(1.0)
     entry = next(iter(made.entries))
     entry.leased = object()
-    made.discard(entry, conn, 3.0)
+    made.discard(entry, conn, 3.0, 0.5)
     assert made.usage_time == 2.0
 
 
@@ -163,14 +170,14 @@ def test_maintenance_sleeps_by_the_clock_of_its_pool() -> None:
     clock = ManualClock()
     pool = fake_pool(ConnectionPool, clock=clock, min_size=1)
     pool.wait(10)
-    maintain = pool._flows.maintain
+    maintain = pool._forebay.flows.maintain
 
     def counted() -> float:
         nonlocal rounds
         rounds += 1
         return maintain()
 
-    pool._flows.maintain = counted  # type: ignore[method-assign]
+    pool._forebay.flows.maintain = counted  # type: ignore[method-assign]
     again = threading.Event()
     threading.Timer(0.3, again.set).start()
     assert again.wait(10)
@@ -227,7 +234,7 @@ def test_two_failures_with_nothing_attempted_between_are_two_stories() -> None:
     for now in (1.0, 1000.0):
         waiter: Any = FakeWaiter()
         (entry,) = made.enqueue(waiter, now).start or made.maintain(now + 10).start
-        permit = made.begin(entry, 1.0)
+        permit = made.begin(entry, now + 10)
         made.expire(waiter, now + 10)
         effects = made.open_failed(entry, None, OSError("blip"), now + 11, 0.0)
         del permit
@@ -240,7 +247,7 @@ def test_a_cancelled_check_is_no_evidence_against_new_connections() -> None:
     waiter: Any = FakeWaiter()
     fill(made, made.enqueue(waiter, 1.0), 2.0)
     made.check_failed(waiter.entry, waiter.conn, KeyboardInterrupt(), 1.0, 3.0, 0.0)
-    assert (made.check_failing, made.failures) == (False, 0)
+    assert (made.unproven, made.failures, made.failing_since) == (None, 0, inf)
 
 
 class FakeWaiter:
@@ -249,7 +256,7 @@ class FakeWaiter:
     entry = conn = error = None
     ready = False
     since = deadline = 0.0
-    holder = claim = None
+    holder = claim = client = None
 
 
 def test_a_connection_is_not_opened_in_the_context_of_a_request() -> None:
@@ -284,21 +291,29 @@ def test_the_warning_about_open_names_the_line_of_the_program() -> None:
         pool.close()
 
 
-def test_a_finalizer_inside_a_transition_returns_by_dropping() -> None:
-    """The collector may run it while its own thread holds the pool's lock."""
+def test_what_a_finalizer_returns_inside_a_transition_is_taken_by_the_next_one() -> None:
+    """The collector may run it anywhere; it is asked to wait for nothing, and nothing is lost."""
     pool = fake_pool(ConnectionPool, min_size=1, max_size=1)
     pool.wait(10)
-    returned = pool.getconn()
-    with pool._lock:  # as a transition does that the collector interrupts
+    core = pool._forebay.core
+    returned: Any = pool.getconn()
+    with pool._forebay.lock:  # as a transition does that the collector interrupts
+        core.ready = INSIDE
         pool.putconn(returned)
-    assert repr(pool).endswith("0 idle, 1 lent, 0 opening, 0 waiting of 1..1>")
-    del returned
-    lease = pool.connection(timeout=10)
-    assert lease.__enter__()
-    with pool._lock:
+        with pytest.raises(PoolTimeout, match="a signal handler or a finalizer") as caught:
+            pool.getconn(timeout=10)
+        assert caught.value.kind == "nested"
+        assert repr(pool).endswith("0 idle, 1 lent, 0 opening, 0 waiting of 1..1>")
+    assert pool.getconn(timeout=10) is returned
+    pool.putconn(returned)
+    lease: Any = pool.connection(timeout=10)
+    lease.__enter__().execute("UPDATE")
+    with pool._forebay.lock:
+        core.ready = INSIDE
         lease.__exit__(GeneratorExit, GeneratorExit(), None)
-    del lease
+        assert returned.status.name == "INTRANS"  # a rollback would wait for the server
     pool.putconn(pool.getconn(timeout=10))
+    assert returned.status.name == "IDLE"
     assert repr(pool).endswith("1 idle, 0 lent, 0 opening, 0 waiting of 1..1>")
     pool.close()
 
@@ -310,14 +325,14 @@ def test_maintenance_outlives_an_error() -> None:
     again = threading.Event()
 
     def broken() -> float:
-        pool._flows.maintain = working  # type: ignore[method-assign]
+        pool._forebay.flows.maintain = working  # type: ignore[method-assign]
         raise ZeroDivisionError
 
     def working() -> float:
         again.set()
-        return float(pool._now()) + 60.0
+        return float(pool._forebay.now()) + 60.0
 
-    pool._flows.maintain = broken  # type: ignore[method-assign]
-    pool._flows.runtime.alarm(0.0)
+    pool._forebay.flows.maintain = broken  # type: ignore[method-assign]
+    pool._forebay.flows.runtime.alarm(0.0)
     assert again.wait(10)
     pool.close()

@@ -17,7 +17,8 @@ import psycopg
 import pytest
 
 from forebay import NullConnectionPool, PoolTimeout
-from forebay._core import Core, Phase
+from forebay._core import INSIDE, Core, Phase
+from forebay._entry import LENT, Effects
 
 from .invariants import violations
 from .one_thread import Stage
@@ -243,7 +244,7 @@ def a_client_returns_a_connection_whose_reset_fails(stage: Stage) -> tuple[Any, 
 def a_client_returns_a_connection_while_another_waits(stage: Stage) -> tuple[Any, Action]:
     pool = filled(stage, min_size=1)
     lent = [pool.getconn()]
-    queue_somebody(pool)
+    queue_somebody(stage, pool)
     return pool, lambda: pool.putconn(lent.pop())
 
 
@@ -271,10 +272,11 @@ def a_client_returns_a_connection_to_a_closed_pool(stage: Stage) -> tuple[Any, A
     return pool, lambda: pool.putconn(lent.pop())
 
 
-def queue_somebody(pool: Any) -> None:
-    """Leave a client in the queue who will never come for its connection."""
-    waiter = pool._flows.runtime.waiter()
-    pool._flows.carry_out(pool._core.enqueue(waiter, pool._now()))
+def queue_somebody(stage: Stage, pool: Any) -> None:
+    """Leave a client in the queue who comes for its connection when all is over, and gives up."""
+    waiter = pool._forebay.flows.runtime.waiter()
+    stage.absent.append(waiter)
+    pool._forebay.flows.carry_out(pool._forebay.core.enqueue(waiter, pool._forebay.now()))
 
 
 # Leases --------------------------------------------------------------------------------------
@@ -336,7 +338,8 @@ def a_worker_cannot_connect(stage: Stage) -> tuple[Any, Action]:
 def a_worker_cannot_connect_for_too_long(stage: Stage) -> tuple[Any, Action]:
     stage.driver.refuse(psycopg.OperationalError("server is down"))
     pool = stage.pool(min_size=1, reconnect_timeout=0.0, reconnect_failed=failing)
-    return pool, stage.play
+    maintain = pool._forebay.flows.maintain
+    return pool, then(stage.play, lambda: stage.clock.advance(0.1), maintain, stage.play)
 
 
 @scenario
@@ -373,7 +376,7 @@ def a_null_pool_cannot_connect(stage: Stage) -> tuple[Any, Action]:
 def dies_idle(pool: Any, *which: int) -> None:
     """Have the server end the sessions of idle connections."""
     for at in which:
-        pool._core.idle[at].conn.lose()
+        pool._forebay.core.idle[at].conn.lose()
 
 
 @scenario
@@ -395,14 +398,14 @@ def a_client_finds_that_its_connection_is_dead(stage: Stage) -> Made:
 def a_pool_finds_dead_connections(stage: Stage) -> Made:
     pool = filled(stage, min_size=2)
     dies_idle(pool, 0)
-    return pool, then(lambda: pool._flows.maintain(), stage.play)
+    return pool, then(lambda: pool._forebay.flows.maintain(), stage.play)
 
 
 @scenario
 def a_pool_keeps_connections_alive(stage: Stage) -> Made:
     pool = filled(stage, min_size=2, keepalive_interval=30.0)
     stage.clock.advance(31.0)
-    return pool, then(lambda: pool._flows.maintain(), stage.play)
+    return pool, then(lambda: pool._forebay.flows.maintain(), stage.play)
 
 
 @scenario
@@ -410,7 +413,7 @@ def a_reset_takes_too_long(stage: Stage) -> Made:
     def reset(_: Any) -> None:
         for _ in range(2):
             stage.clock.advance(5.0)
-            pool._flows.maintain()
+            pool._forebay.flows.maintain()
 
     pool = filled(stage, min_size=1, reset=reset)
     lent = [pool.getconn()]
@@ -422,7 +425,7 @@ def a_connection_opens_too_late(stage: Stage) -> Made:
     def conninfo() -> str:
         if pool:
             stage.clock.advance(40.0)
-            pool.pop()._flows.maintain()
+            pool.pop()._forebay.flows.maintain()
         return ""
 
     pool: list[Any] = []
@@ -437,7 +440,7 @@ def a_connection_fails_too_late(stage: Stage) -> Made:
         if pool:
             for late in pool.pop():
                 stage.clock.advance(5.0)
-                late._flows.maintain()
+                late._forebay.flows.maintain()
             failing()
 
     pool: list[Any] = []
@@ -451,7 +454,7 @@ def a_check_takes_too_long(stage: Stage) -> Made:
     def check(_: Any) -> None:
         if pool:
             stage.clock.advance(3.5)
-            pool.pop()._flows.maintain()
+            pool.pop()._forebay.flows.maintain()
 
     pool: list[Any] = []
     made = filled(stage, min_size=1, check=check)
@@ -475,7 +478,7 @@ def a_lease_is_dropped_and_its_connection_is_not(stage: Stage) -> Made:
     pool = filled(stage)
     leases = [pool.connection()]
     kept = [leases[0].__enter__()]
-    return pool, then(lambda: (kept, leases.pop()), pool._flows.maintain, stage.play)
+    return pool, then(lambda: (kept, leases.pop()), pool._forebay.flows.maintain, stage.play)
 
 
 @scenario
@@ -483,7 +486,7 @@ def a_lease_is_dropped_in_a_transaction(stage: Stage) -> Made:
     pool = filled(stage, reset=lambda conn: conn.rollback())
     leases = [pool.connection()]
     kept = [leases[0].__enter__().execute("SELECT 1")]
-    return pool, then(lambda: (kept, leases.pop()), pool._flows.maintain, stage.play)
+    return pool, then(lambda: (kept, leases.pop()), pool._forebay.flows.maintain, stage.play)
 
 
 @scenario
@@ -509,14 +512,40 @@ def a_client_asks_for_a_connection_while_it_holds_the_only_one(stage: Stage) -> 
 
 
 @scenario
+def all_who_hold_connections_wait(stage: Stage) -> Made:
+    pool = filled(stage, min_size=1)
+    stage.meanwhile = [pool._forebay.flows.maintain]
+
+    def act() -> None:
+        with pool.connection() as outer, pool.connection() as inner:
+            assert outer is not inner
+
+    return pool, quietly(act)
+
+
+@scenario
+def a_connection_comes_back_inside_a_transition(stage: Stage) -> Made:
+    pool = filled(stage)
+    clean, unclean = [pool.getconn()], [pool.getconn().execute("SELECT 1")]
+
+    def act() -> None:
+        with pool._forebay.lock:
+            pool._forebay.core.ready = INSIDE
+            pool.putconn(unclean.pop())
+            pool.putconn(clean.pop())
+
+    return pool, then(act, pool._forebay.flows.maintain, stage.play)
+
+
+@scenario
 def a_connection_is_lent_for_too_long(stage: Stage) -> Made:
     pool = filled(stage, leak_threshold=10.0)
     lent = [pool.getconn()]
     stage.clock.advance(11.0)
     return pool, then(
-        lambda: pool._flows.maintain(),
+        lambda: pool._forebay.flows.maintain(),
         lambda: pool.putconn(lent.pop()),
-        lambda: pool._flows.maintain(),
+        lambda: pool._forebay.flows.maintain(),
     )
 
 
@@ -563,7 +592,7 @@ def a_pool_connects_to_a_standby(stage: Stage) -> Made:
     stage.play()
 
     stage.clock.advance(5.0)
-    return pool, then(lambda: pool._flows.maintain(), stage.play)
+    return pool, then(lambda: pool._forebay.flows.maintain(), stage.play)
 
 
 @scenario
@@ -636,7 +665,7 @@ def a_pool_is_maintained(stage: Stage) -> tuple[Any, Action]:
     stage.clock.advance(70.0)
     pool.putconn(old)
     stage.clock.advance(29.0)
-    return pool, then(lambda: pool._flows.maintain(), stage.play)
+    return pool, then(lambda: pool._forebay.flows.maintain(), stage.play)
 
 
 @scenario
@@ -644,7 +673,7 @@ def a_pool_in_turn_is_maintained(stage: Stage) -> tuple[Any, Action]:
     pool = filled(stage, min_size=1, max_size=3, max_idle=60.0, idle_order="fifo")
     pool.putconn(pool.getconn())
     stage.clock.advance(70.0)
-    return pool, then(lambda: pool._flows.maintain(), stage.play)
+    return pool, then(lambda: pool._forebay.flows.maintain(), stage.play)
 
 
 @scenario
@@ -652,7 +681,7 @@ def a_pool_finds_lost_connections(stage: Stage) -> tuple[Any, Action]:
     pool = filled(stage)
     pool.getconn()
     pool.getconn()
-    return pool, then(lambda: pool._flows.maintain(), stage.play)
+    return pool, then(lambda: pool._forebay.flows.maintain(), stage.play)
 
 
 @scenario
@@ -660,7 +689,7 @@ def a_pool_reclaims_a_lent_connection_that_was_closed(stage: Stage) -> tuple[Any
     pool = filled(stage)
     lent = pool.getconn()
     lent.close()
-    return pool, lambda: lent and pool._flows.maintain()
+    return pool, lambda: lent and pool._forebay.flows.maintain()
 
 
 @scenario
@@ -668,24 +697,55 @@ def a_reclaimed_connection_comes_back_after_all(stage: Stage) -> tuple[Any, Acti
     pool = filled(stage)
     lent = pool.getconn()
     lent.close()
-    pool._flows.maintain()
+    pool._forebay.flows.maintain()
     return pool, then(lambda: pool.putconn(lent), stage.play)
 
 
 @scenario
 def a_pool_is_filled_once(stage: Stage) -> tuple[Any, Action]:
     pool = filled(stage, min_size=0, max_size=2)
-    return pool, then(lambda: pool._flows.transition("fill", 2), stage.play)
+    return pool, then(lambda: pool._forebay.flows.transition("fill", 2), stage.play)
 
 
 @scenario
 def a_client_that_will_not_wait_has_a_connection_opened(stage: Stage) -> tuple[Any, Action]:
     pool = filled(stage, min_size=0, max_size=2)
-    pool._core.eager = True
-    waiter = pool._flows.runtime.waiter()
-    pool._flows.carry_out(pool._core.enqueue(waiter, pool._now()))
+    pool._forebay.core.eager = True
+    queue_somebody(stage, pool)
     stage.meanwhile = [lambda: None, stage.play]
     return pool, quietly(lambda: pool.getconn(0))
+
+
+@scenario
+def a_pool_does_without_its_workers(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage, max_size=4)
+    core = pool._forebay.core
+    lent = [pool.getconn()]
+    orders = core.fill(4, pool._forebay.now()).start
+    kept = [core.begin(orders[0], pool._forebay.now())]
+
+    def act() -> None:
+        with pool._forebay.lock:
+            pool._forebay.flows.move(evict=True)
+        assert [*kept, *lent]
+
+    return pool, then(act, stage.play)
+
+
+@scenario
+def a_pool_is_audited(stage: Stage) -> tuple[Any, Action]:
+    pool = filled(stage)
+    lent = [pool.getconn()]
+    pool._forebay.core.idle[0].place = LENT
+    pool._forebay.core.idle.pop()
+
+    def act() -> None:
+        effects = Effects()
+        with pool._forebay.lock:
+            pool._forebay.core.audit(pool._forebay.now(), effects)
+        pool._forebay.flows.carry_out(effects)
+
+    return pool, then(act, lent.clear)
 
 
 @scenario
@@ -754,10 +814,13 @@ def interrupt(make: Scenario, at: int | None) -> tuple[Interrupter, list[str]]:
 def heal(stage: Stage, pool: Any) -> list[str]:
     """Do what happens by itself in time, then see whether the pool is as good as new."""
     if pool.closed:
-        pool.close() if pool._core.phase is Phase.CLOSED else pool.open()
+        pool.close() if pool._forebay.core.phase is Phase.CLOSED else pool.open()
+    core = pool._forebay.core
+    for waiter in stage.absent:
+        pool._forebay.flows.transition("cancel", waiter)
+    stage.absent.clear()
     pool.check()
     stage.settle(pool)
-    core = pool._core
     wrong = violations(core)
     wrong += [f"{name} is not empty" for name in ("granted", "retiring") if getattr(core, name)]
     if any(lock.entered for lock in stage.locks):
@@ -775,7 +838,7 @@ def heal(stage: Stage, pool: Any) -> list[str]:
 def serve(stage: Stage, pool: Any) -> Iterator[str]:
     """See whether as many clients as the pool has room for get a good connection each."""
     stage.meanwhile = [stage.play] * 20
-    pool._flows.check = None
+    pool._forebay.flows.check = None
     try:
         conns = [pool.getconn() for _ in range(pool.max_size)]
     except PoolTimeout as error:
@@ -783,14 +846,15 @@ def serve(stage: Stage, pool: Any) -> Iterator[str]:
         return
     if len({conn.number for conn in conns}) < len(conns):
         yield "a connection is lent twice"
-    unclean = pool._flows.driver.unclean
+    unclean = pool._forebay.flows.driver.unclean
     if any(conn.closed or unclean(conn) for conn in conns):
         yield "a connection is lent that is not good"
-    pool._flows.reset = pool._reset = None
+    pool._forebay.flows.reset = None
+    pool._forebay.run(pool._forebay.flows)
     for conn in conns:
         pool.putconn(conn)
     stage.settle(pool)
-    yield from violations(pool._core)
+    yield from violations(pool._forebay.core)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)

@@ -14,6 +14,7 @@ from forebay._entry import OPENING, RETIRED, Effects, Entry
 from forebay.errors import PoolClosedMixin, PoolTimeoutMixin, Refusals, TooManyRequestsMixin
 
 from .invariants import violations
+from .returns import checkin, recycle
 
 CONNECTIONS, CLIENTS = 10, 20
 LIFETIME, CHANCE, IDLE_FOR = 1000.0, 0.5, 60.0
@@ -44,7 +45,7 @@ class Client:
         self.error: BaseException | None = None
         self.ready = False
         self.since = self.deadline = 0.0
-        self.holder = self.claim = None
+        self.holder = self.claim = self.client = None
 
     def wake(self) -> None:
         """Nobody sleeps here."""
@@ -119,7 +120,7 @@ class CoreBesideLists(RuleBasedStateMachine):
         """The connection goes to the first in the queue, or is idle, or is too old."""
         conn = self.lent.pop(n % len(self.lent))
         self.put(conn)
-        self.carry_out(self.core.checkin(conn.entry, conn, self.now) or Effects())
+        self.carry_out(checkin(self.core, conn.entry, conn, self.now) or Effects())
 
     @rule(n=which)
     def many_clients_return(self, n: int) -> None:
@@ -134,7 +135,7 @@ class CoreBesideLists(RuleBasedStateMachine):
         self.a_client_returns(n)
         for conn in self.idle:
             try:
-                self.core.checkin(conn.entry, conn, self.now)
+                checkin(self.core, conn.entry, conn, self.now)
             except ValueError:
                 continue
             raise AssertionError("an idle connection was checked in")
@@ -144,7 +145,7 @@ class CoreBesideLists(RuleBasedStateMachine):
     def a_client_breaks_a_connection(self, n: int) -> None:
         """It is not seen again."""
         conn = self.lent.pop(n % len(self.lent))
-        self.carry_out(self.core.discard(conn.entry, conn, self.now))
+        self.carry_out(self.core.discard(conn.entry, conn, self.now, 0.5))
 
     @precondition(lambda self: self.lent)
     @rule(n=which)
@@ -157,11 +158,11 @@ class CoreBesideLists(RuleBasedStateMachine):
     @precondition(lambda self: self.lent)
     @rule(n=which)
     def a_client_returns_a_connection_to_be_reset(self, n: int) -> None:
-        """A worker takes it up, unless it is too old to be worth it."""
+        """A worker takes it up, unless it would be closed right after."""
         conn = self.lent.pop(n % len(self.lent))
-        if not conn.is_old(self.now):
+        if not conn.is_old(self.now) and (self.keep or self.waiting):
             self.service.append(conn)
-        self.carry_out(self.core.recycle(conn.entry, conn, self.now))
+        self.carry_out(recycle(self.core, conn.entry, conn, self.now))
 
     @precondition(lambda self: self.service)
     @rule(n=which)
@@ -326,7 +327,7 @@ class CoreBesideLists(RuleBasedStateMachine):
         if self.core.keep == 0:
             self.idle.clear()
         for woken in effects.wake:
-            self.core.granted.pop(woken)
+            self.core.granted.pop(woken, None)
         self.orders += [entry for entry in effects.start if entry not in self.orders]
 
     def busy(self) -> int:

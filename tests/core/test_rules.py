@@ -20,6 +20,7 @@ from forebay.errors import PoolClosedMixin, PoolTimeoutMixin, Refusals, TooManyR
 from . import opcodes
 from .invariants import violations
 from .opcodes import Interrupter
+from .returns import checkin, recycle
 from .test_random import Client
 
 NOW = 1000.0
@@ -63,7 +64,7 @@ def state(core: Core) -> dict[str, Any]:
 def test_the_core_imports_only_data_structures_and_its_siblings(module: Any) -> None:
     """Rules 1 and 2: no clock, no lock, no I/O and no randomness is within its reach."""
     allowed = {"__future__", "collections", "collections.abc", "dataclasses", "enum", "math"}
-    allowed |= {"typing", "weakref", "_entry", "_policy"}
+    allowed |= {"functools", "itertools", "typing", "weakref", "_entry", "_policy"}
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         assert not isinstance(node, ast.Import) or {a.name for a in node.names} <= allowed
         assert not isinstance(node, ast.ImportFrom) or node.module in allowed
@@ -94,15 +95,15 @@ def idle_entry(core: Core) -> Entry:
 REFUSED: dict[str, tuple[type[BaseException], Callable[[Core], object]]] = {
     "checkin of an idle connection": (
         ValueError,
-        lambda core: core.checkin(idle_entry(core), Conn(), NOW),
+        lambda core: checkin(core, idle_entry(core), Conn(), NOW),
     ),
     "recycle of an idle connection": (
         ValueError,
-        lambda core: core.recycle(idle_entry(core), Conn(), NOW),
+        lambda core: recycle(core, idle_entry(core), Conn(), NOW),
     ),
     "discard of an idle connection": (
         ValueError,
-        lambda core: core.discard(idle_entry(core), Conn(), NOW),
+        lambda core: core.discard(idle_entry(core), Conn(), NOW, 0.5),
     ),
     "serviced for an idle connection": (
         RuntimeError,
@@ -182,7 +183,7 @@ def test_the_common_path_builds_no_object() -> None:
             opcodes, "_places", lambda code: {i.offset for i in dis.get_instructions(code)}
         ),
     ):
-        interrupter.run(lambda: returned.append(core.checkin(entry, core.checkout(NOW), NOW)))
+        interrupter.run(lambda: returned.append(checkin(core, entry, core.checkout(NOW), NOW)))
     assert returned == [None]
     run = {function for function, _ in interrupter.seen}
     assert run == {"Core.checkout", "Core.checkin"}
@@ -210,13 +211,13 @@ def test_an_entry_is_in_exactly_one_place_all_its_life() -> None:
     note()
     conn = core.checkout(NOW)
     note()
-    core.recycle(entry, conn, NOW)
+    recycle(core, entry, conn, NOW)
     note()
     core.serviced(entry, core.begin(entry, NOW), NOW)
     note()
     conn = core.checkout(NOW)
     note()
-    core.discard(entry, conn, NOW)
+    core.discard(entry, conn, NOW, 0.5)
     note()
     assert places == [OPENING, IDLE, LENT, SERVICE, IDLE, LENT, RETIRED]
     assert entry not in core.entries

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from math import inf
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -30,6 +31,7 @@ from forebay._entry import (
 from forebay._policy import Backoff, growth
 from forebay.errors import PoolClosedMixin, PoolRejectedMixin, TooManyRequestsMixin
 
+from .returns import checkin, recycle
 from .test_random import Client
 from .test_rules import NOW, Conn, filled, make
 
@@ -77,7 +79,7 @@ def lent(core: Core, now: float = NOW) -> tuple[Entry, Any]:
 def in_service(core: Core) -> tuple[Entry, Any]:
     """Put a connection into a worker's hands."""
     entry, conn = lent(core)
-    core.recycle(entry, conn, NOW)
+    recycle(core, entry, conn, NOW)
     return entry, core.begin(entry, NOW)
 
 
@@ -123,13 +125,18 @@ def is_retired(core: Core, entry: Entry, conn: Any, effects: Effects | None) -> 
     )
 
 
-def is_served(core: Core, client: Client, entry: Entry, conn: Any, now: float) -> bool:
-    """Whether a client has been given a connection at that moment, and no other client."""
+def is_served(
+    core: Core, client: Client, entry: Entry, conn: Any, now: float, *, at_once: bool = False
+) -> bool:
+    """Whether a client has been given a connection at that moment, and no other client.
+
+    One that was served `at_once` knows of it; nobody else need remember.
+    """
     return (
         (client.entry, client.conn, client.error) == (entry, conn, None)
         and (entry.place, entry.conn, entry.lent_at) == (LENT, None, now)
         and client not in core.waiting
-        and core.granted == {client: None}
+        and list(core.granted) == ([] if at_once else [client])
     )
 
 
@@ -145,7 +152,7 @@ def test_a_core_has_the_defaults_that_are_documented() -> None:
     assert durations == (3600.0, 600.0, 300.0)
     assert (core.num_workers, core.backoff) == (3, Backoff())
     assert (core.phase, core.target, core.due) == (Phase.NEW, 1, inf)
-    assert (core.failures, core.check_failing, core.last_error) == (0, False, None)
+    assert (core.failures, core.unproven, core.last_error) == (0, None, None)
     assert (core.failing_since, core.failed_at, core.retry_at) == (inf, 0.0, 0.0)
     assert (core.low_water, core.low_water_since) == (0, 0.0)
 
@@ -249,7 +256,7 @@ def test_a_client_that_queues_beside_an_idle_connection_is_served_at_once() -> N
     gains, entry, conn = Gains(core), core.idle[0], core.idle[0].conn
     client = Client()
     effects = core.enqueue(client, NOW + 2)
-    assert is_served(core, client, entry, conn, NOW + 2)
+    assert is_served(core, client, entry, conn, NOW + 2, at_once=True)
     assert effects.wake == [client]
     assert gains.since() == {}
 
@@ -381,12 +388,12 @@ def test_a_checkin_makes_a_connection_idle_and_asks_for_nothing() -> None:
     core = filled(keep=1)
     entry, conn = lent(core, NOW)
     gains = Gains(core)
-    assert core.checkin(entry, conn, NOW + 4) is None
+    assert checkin(core, entry, conn, NOW + 4) is None
     assert is_idle(core, entry, conn, NOW + 4)
     assert gains.since() == {}
     lent(core, NOW + 5)
     entry.leased = object()
-    assert core.checkin(entry, conn, NOW + 8) is None
+    assert checkin(core, entry, conn, NOW + 8) is None
     assert entry.leased is None
     assert gains.since() == {"requests_num": 1, "usage_time": 3}
 
@@ -396,9 +403,9 @@ def test_what_is_not_lent_cannot_come_back() -> None:
     core = filled()
     message = r"^the connection is idle in its pool, not lent$"
     with pytest.raises(ValueError, match=message):
-        core.checkin(core.idle[0], Conn(), NOW)
+        checkin(core, core.idle[0], Conn(), NOW)
     with pytest.raises(ValueError, match=message):
-        core.discard(core.idle[0], Conn(), NOW)
+        core.discard(core.idle[0], Conn(), NOW, 0.5)
 
 
 def test_a_returned_connection_goes_to_the_client_that_waits_first() -> None:
@@ -407,7 +414,7 @@ def test_a_returned_connection_goes_to_the_client_that_waits_first() -> None:
     entry, conn = lent(core)
     first, second = queued(core, NOW + 1), queued(core, NOW + 2)
     gains = Gains(core)
-    effects = core.checkin(entry, conn, NOW + 4)
+    effects = checkin(core, entry, conn, NOW + 4)
     assert is_served(core, first, entry, conn, NOW + 4)
     assert list(core.waiting) == [second]
     assert effects is not None
@@ -424,10 +431,10 @@ def test_a_returned_connection_may_be_what_watchers_wait_for() -> None:
         core.watch(watcher)
     assert core.watching == dict.fromkeys(watchers)
     gains = Gains(core)
-    effects = core.checkin(*one, NOW)
+    effects = checkin(core, *one, NOW)
     assert effects is not None
     assert effects.wake == []
-    effects = core.checkin(*other, NOW)
+    effects = checkin(core, *other, NOW)
     assert effects is not None
     assert effects.wake == watchers
     assert [watcher.ready for watcher in watchers] == [True, True]
@@ -458,7 +465,7 @@ def test_a_returned_connection_whose_time_is_over_is_retired_and_replaced() -> N
     """Its time is over at the very moment at which it expires."""
     core = filled(max_lifetime=4.0)
     entry, conn = lent(core)
-    effects = core.checkin(entry, conn, NOW + 4)
+    effects = checkin(core, entry, conn, NOW + 4)
     assert is_retired(core, entry, conn, effects)
     assert effects is not None
     assert places(effects) == [RETIRED, OPENING]
@@ -470,8 +477,8 @@ def test_a_returned_connection_is_retired_when_enough_are_kept() -> None:
     core.min_size = core.target = 0
     one, other = lent(core), lent(core)
     core.keep = 1
-    assert core.checkin(*one, NOW) is None
-    assert is_retired(core, *other, core.checkin(*other, NOW))
+    assert checkin(core, *one, NOW) is None
+    assert is_retired(core, *other, checkin(core, *other, NOW))
     assert list(core.idle) == [one[0]]
 
 
@@ -484,9 +491,9 @@ def test_a_null_pool_hands_a_returned_connection_to_a_client_that_waits() -> Non
     assert is_served(core, first, entry, conn, NOW)
     core.granted.clear()
     second = queued(core)
-    core.checkin(entry, conn, NOW + 1)
+    checkin(core, entry, conn, NOW + 1)
     assert is_served(core, second, entry, conn, NOW + 1)
-    assert is_retired(core, entry, conn, core.checkin(entry, conn, NOW + 1))
+    assert is_retired(core, entry, conn, checkin(core, entry, conn, NOW + 1))
 
 
 def test_a_connection_to_be_reset_goes_into_service() -> None:
@@ -495,7 +502,7 @@ def test_a_connection_to_be_reset_goes_into_service() -> None:
     entry, conn = lent(core, NOW)
     entry.leased = object()
     gains = Gains(core)
-    effects = core.recycle(entry, conn, NOW + 3)
+    effects = recycle(core, entry, conn, NOW + 3)
     assert (entry.place, entry.ordered, entry.conn) == (SERVICE, True, conn)
     assert entry.leased is None
     assert (effects.start, effects.wake) == ([entry], [])
@@ -507,7 +514,7 @@ def test_an_expired_connection_is_not_reset() -> None:
     """It would be closed right after."""
     core = filled(max_lifetime=4.0)
     entry, conn = lent(core)
-    assert is_retired(core, entry, conn, core.recycle(entry, conn, NOW + 4))
+    assert is_retired(core, entry, conn, recycle(core, entry, conn, NOW + 4))
 
 
 def test_a_connection_that_was_reset_is_idle_or_goes_to_a_client() -> None:
@@ -538,16 +545,16 @@ def test_a_discarded_connection_is_a_bad_return_or_a_lost_one() -> None:
     core = filled()
     entry, conn = lent(core)
     gains = Gains(core)
-    effects = core.discard(entry, conn, NOW)
+    effects = core.discard(entry, conn, NOW, 0.5)
     assert is_retired(core, entry, conn, effects)
     assert places(effects) == [RETIRED, OPENING]
     assert gains.since() == {"returns_bad": 1}
     with pytest.raises(ValueError, match="is retired in its pool"):
-        core.discard(entry, conn, NOW)
+        core.discard(entry, conn, NOW, 0.5)
     core = filled()
     entry, conn = in_service(core)
     gains = Gains(core)
-    assert is_retired(core, entry, conn, core.discard(entry, conn, NOW, lost=True))
+    assert is_retired(core, entry, conn, core.discard(entry, conn, NOW, 0.5, lost=True))
     assert gains.since() == {"connections_lost": 1}
 
 
@@ -559,7 +566,7 @@ def test_a_lent_connection_that_was_found_closed_gives_its_slot_back() -> None:
     assert places(core.reclaim(entry, NOW)) == [OPENING]
     assert entry not in core.entries
     assert (entry.place, entry.ref, core.retiring) == (RETIRED, None, {})
-    assert is_retired(core, entry, conn, core.discard(entry, conn, NOW))
+    assert is_retired(core, entry, conn, core.discard(entry, conn, NOW, 0.5))
     assert gains.since() == {"returns_bad": 1}
 
 
@@ -589,7 +596,8 @@ def test_a_failed_check_of_an_older_connection_replaces_it() -> None:
     effects = core.check_failed(entry, conn, OSError(), NOW + 0.5, NOW + 1, 0.5)
     assert is_retired(core, entry, conn, effects)
     assert places(effects) == [RETIRED, OPENING]
-    assert (core.check_failing, core.failures, core.last_error) == (False, 0, None)
+    assert (core.unproven, core.failures, core.last_error) == (None, 0, None)
+    assert core.connections_lost == 1
 
 
 def test_a_failed_check_of_a_new_connection_backs_off() -> None:
@@ -600,7 +608,7 @@ def test_a_failed_check_of_a_new_connection_backs_off() -> None:
     effects = core.check_failed(entry, conn, error, NOW, NOW + 1, 0.75)
     assert is_retired(core, entry, conn, effects)
     assert places(effects) == [RETIRED]
-    assert core.check_failing is True
+    assert core.unproven == "new connections fail their check"
     assert (core.failures, core.last_error, core.failed_at) == (1, error, NOW + 1)
     assert core.retry_at == NOW + 1 + 1.5
 
@@ -621,10 +629,10 @@ def test_only_a_check_that_passes_ends_the_failing_of_checks() -> None:
     (entry,) = core.drain(NOW).start[1:]
     core.retry_at = NOW + 8
     opened(core, entry)
-    assert (core.failures, core.check_failing) == (1, True)
+    assert (core.failures, core.unproven) == (1, "new connections fail their check")
     effects = core.check_passed(NOW)
     assert core.failures == 0
-    assert core.check_failing is False
+    assert core.unproven is None
     assert places(effects) == [OPENING]
 
 
@@ -648,7 +656,7 @@ def test_a_worker_takes_a_connection_up_once() -> None:
     """From then on only the worker holds it."""
     core = filled()
     entry, conn = lent(core)
-    core.recycle(entry, conn, NOW)
+    recycle(core, entry, conn, NOW)
     gains = Gains(core)
     assert core.begin(entry, NOW) is conn
     assert (entry.conn, entry.ordered) == (None, False)
@@ -771,7 +779,7 @@ def test_a_null_pool_tells_the_client_that_waits_first_of_a_failed_attempt() -> 
     assert (first.error, first.conn, second.error) == (error, None, None)
     assert list(core.waiting) == [second]
     assert effects.wake == [first]
-    assert core.granted == {first: None}
+    assert core.granted == {first: 0}
     assert core.failures == 0
     expected = {"connections_errors": 1, "requests_errors": 1, "requests_time": 4}
     assert gains.since() == expected
@@ -798,7 +806,7 @@ def test_a_retired_connection_that_is_closed_is_forgotten() -> None:
     """As often as it is said."""
     core = filled()
     entry, conn = lent(core)
-    core.discard(entry, conn, NOW)
+    core.discard(entry, conn, NOW, 0.5)
     core.retired(entry)
     assert not core.retiring
     core.retired(entry)
@@ -897,11 +905,67 @@ def test_after_reconnect_timeout_the_pool_gives_up_and_begins_anew() -> None:
     core.target = 4
     effects = fail_again(core, NOW + 12, 0.0)
     assert (effects.gave_up, core.target, core.failures) == (False, 4, 2)
-    effects = fail_again(core, NOW + 16, 0.5)
-    assert effects.gave_up is True
-    assert (core.target, core.failures, core.failing_since) == (1, 3, NOW + 16)
-    assert core.retry_at == NOW + 16 + core.backoff.delay(3, 0.5)
-    assert fail_again(core, core.retry_at).gave_up is True
+    assert core.retry_at == NOW + 16
+    assert (core.maintain(NOW + 15.75).gave_up, core.due) == (False, NOW + 16)
+    effects = core.maintain(NOW + 16)
+    assert (effects.gave_up, places(effects)) == (True, [OPENING])
+    assert (core.target, core.failures, core.failing_since) == (1, 2, NOW + 16)
+    effects = core.open_failed(permit(core), None, OSError("again"), NOW + 17, 0.25)
+    assert (effects.gave_up, core.failures) == (False, 3)
+    assert core.retry_at == NOW + 17 + core.backoff.delay(3, 0.25)
+    core.maintain(NOW + 31.75)
+    effects = core.open_failed(permit(core), None, OSError("again"), NOW + 32, 0.5)
+    assert (effects.gave_up, core.failing_since) == (True, NOW + 32)
+
+
+def test_reconnect_timeout_counts_from_the_first_attempt_though_none_has_failed() -> None:
+    """A server that answers nobody, while nobody waits and after: the user is told in time."""
+    core = make(reconnect_timeout=16.0)
+    core.open(NOW)
+    entry, gains = permit(core), Gains(core)
+    held = core.begin(entry, NOW + 1)
+    core.arm(entry, None, NOW + 60)
+    assert (core.failing_since, core.failures) == (NOW + 1, 0)
+    assert (core.maintain(NOW + 16.5).gave_up, core.due) == (False, NOW + 17)
+    core.target = 2
+    effects = core.maintain(NOW + 17)
+    assert (effects.gave_up, effects.give_up, core.failures, core.target) == (True, [], 0, 1)
+    assert core.failing_since == NOW + 17
+    conn = Conn()
+    core.opened(entry, conn, 1.0, NOW + 18, 0.0)
+    assert (core.failing_since, held is None) == (inf, False)
+    assert core.maintain(NOW + 99).gave_up is False
+    assert gains.since()["connections_num"] == 1
+
+
+def test_an_alarm_is_set_for_the_moment_at_which_the_pool_gives_up() -> None:
+    """That may be long before the action of a worker has to end."""
+    core = make(reconnect_timeout=0.5)
+    core.open(NOW)
+    entry = permit(core)
+    held = core.begin(entry, NOW)
+    assert core.due == NOW + 1
+    assert core.arm(entry, None, NOW + 60) is True
+    assert (core.due, entry.deadline, held is None) == (NOW + 0.5, NOW + 60, False)
+
+
+def test_a_pool_without_patience_gives_up_ten_times_a_second_at_most() -> None:
+    """`reconnect_timeout=0` must not make a loop of maintenance."""
+    core = failing(reconnect_timeout=0.0)
+    assert core.maintain(NOW).gave_up is False
+    assert core.due == NOW + 0.1
+    assert core.maintain(NOW + 0.1).gave_up is True
+    assert core.maintain(NOW + 0.1).gave_up is False
+    assert core.due == NOW + 0.2
+
+
+def test_a_pool_that_repeats_no_attempt_never_gives_up() -> None:
+    """Its clients are told, each of its own attempt."""
+    core = filled(min_size=0, keep=0, retrying=False, reconnect_timeout=0.5)
+    queued(core)
+    held = core.begin(permit(core), NOW)
+    assert core.maintain(NOW + 1).gave_up is False
+    assert held is not None
 
 
 def test_an_interruption_is_not_kept_as_the_reason() -> None:
@@ -927,12 +991,19 @@ def a_checkin(core: Core, now: float) -> Effects | None:
     """Return a connection that is not to be kept."""
     entry, conn = lent(core)
     entry.expires_at = EVICTED
-    return core.checkin(entry, conn, now)
+    return checkin(core, entry, conn, now)
+
+
+def a_service(core: Core, now: float) -> Effects:
+    """Have a worker bring a connection back."""
+    entry, conn = in_service(core)
+    core.due = inf
+    return core.serviced(entry, conn, now)
 
 
 def an_opening(core: Core, now: float) -> Effects:
     """Open a connection while checks fail."""
-    core.check_failing = True
+    core.unproven = "checks fail"
     return core.opened(permit(core), Conn(), 0.0, now, 0.0)
 
 
@@ -946,8 +1017,8 @@ ENDING_IN_BALANCE: dict[str, Callable[[Core, float], Effects | None]] = {
     "enqueue": lambda core, now: core.enqueue(Client(), now),
     "cancel": lambda core, now: core.cancel(Client(), now),
     "checkin": a_checkin,
-    "serviced": lambda core, now: core.serviced(*in_service(core), now),
-    "discard": lambda core, now: core.discard(*lent(core), now),
+    "serviced": a_service,
+    "discard": lambda core, now: core.discard(*lent(core), now, 0.5),
     "check_failed": lambda core, now: core.check_failed(*lent(core), OSError(), inf, now, 0.0),
     "demoted": lambda core, now: core.demoted(now, 0.0),
     "opened": an_opening,
@@ -971,7 +1042,8 @@ def test_a_transition_sees_to_it_that_a_failed_attempt_is_repeated(name: str) ->
     core.retry_at, core.failed_at, core.due = NOW + 0.25, NOW + 0.25, inf
     effects = ENDING_IN_BALANCE[name](core, NOW + 0.125)
     assert isinstance(effects, Effects)
-    assert core.due == NOW + (0.125 if name == "discard" else 0.25)  # which looks at others now
+    own = {"discard": 0.125, "opened": 0.125 + core.backoff.delay(1, 0.0)}
+    assert core.due == NOW + own.get(name, 0.25)  # to look at others now; to open no faster
     assert effects.alarm is (name != "maintain")  # which is awake itself
 
 
@@ -1008,14 +1080,14 @@ def test_a_closed_pool_turns_all_away_who_wait() -> None:
     assert (list(core.waiting), core.watching) == ([], {})
     assert (core.phase, core.due) == (Phase.CLOSED, inf)
     assert gains.since() == {"requests_errors": 2, "requests_time": 8}  # a watcher requests none
-    assert is_retired(core, *held, core.checkin(*held, NOW + 4))
+    assert is_retired(core, *held, checkin(core, *held, NOW + 4))
 
 
 def test_a_closed_pool_closes_what_is_idle_and_forgets_what_was_not_begun() -> None:
     """What others have in hand is closed when they are done with it."""
     core = filled(min_size=2, max_size=4)
     entry, conn = lent(core)
-    core.recycle(entry, conn, NOW)
+    recycle(core, entry, conn, NOW)
     begun, unbegun = core.fill(4, NOW).start
     held = core.begin(begun, NOW)
     (idle,) = core.idle
@@ -1152,7 +1224,7 @@ def test_maintenance_leaves_what_was_used_meanwhile() -> None:
     core.resize(0, 3, NOW)
     held = [lent(core), lent(core)]
     for moment, one in enumerate(held, 1):
-        core.checkin(*one, NOW + moment)
+        checkin(core, *one, NOW + moment)
     effects = core.maintain(NOW + 5)
     assert places(effects) == [RETIRED, RETIRED]
     assert list(core.idle) == [held[1][0]]
@@ -1189,8 +1261,8 @@ def in_turn() -> Core:
     for _ in range(3):
         one, other = core.idle[0], core.idle[1]
         first, second = core.checkout(NOW + 3), core.checkout(NOW + 3)
-        core.checkin(one, first, NOW + 3)
-        core.checkin(other, second, NOW + 3)
+        checkin(core, one, first, NOW + 3)
+        checkin(core, other, second, NOW + 3)
     return core
 
 
@@ -1289,6 +1361,8 @@ def test_a_grant_that_was_cut_short_is_finished_when(name: str) -> None:
     gains = Gains(core)
     effects = REPAIRING[name](core, client)
     assert effects is False or client in effects.wake  # type: ignore[union-attr]
+    assert list(core.granted) == ([] if effects is False else [client])  # or it knows itself
+    core.granted[client] = 0
     assert is_served(core, client, entry, conn, NOW + 4)
     assert gains.since() == {"requests_time": 4}
 
@@ -1333,11 +1407,12 @@ def audited(core: Core) -> Effects:
 
 def test_an_audit_wakes_again_who_was_dismissed_and_orders_again_what_nobody_began() -> None:
     """The effects that said so may be lost."""
-    core = filled(min_size=2, max_size=3)
-    client = Client()
-    core.enqueue(client, NOW)
-    entry, conn = lent(core)
-    core.recycle(entry, conn, NOW)
+    core = filled(min_size=2, max_size=2)
+    other, (entry, conn) = lent(core), lent(core)
+    client = queued(core)
+    checkin(core, *other, NOW)
+    recycle(core, entry, conn, NOW)
+    core.max_size = 3
     (new,) = core.fill(3, NOW).start
     effects = audited(core)
     assert effects.wake == [client]
@@ -1348,8 +1423,8 @@ def test_an_audit_orders_again_what_is_retired_and_not_begun() -> None:
     """Even if the order had not been written; what a worker has is left to it."""
     core = filled(min_size=2)
     (one, first), (other, second) = lent(core), lent(core)
-    core.discard(one, first, NOW)
-    core.discard(other, second, NOW)
+    core.discard(one, first, NOW, 0.5)
+    core.discard(other, second, NOW, 0.5)
     one.ordered = False
     assert core.begin(other, NOW) is second
     core.entries.clear()
@@ -1393,6 +1468,57 @@ def test_an_audit_forgets_what_is_retired_and_counts_the_permits() -> None:
     assert (core.opening, core.size) == (0, 2)
 
 
+def test_who_was_woken_twice_more_and_has_not_come_is_gone() -> None:
+    """With what it was given: the slot comes back as that of any dropped connection."""
+    core = filled(max_size=1)
+    entry, conn = lent(core)
+    client = queued(core)
+    checkin(core, entry, conn, NOW)
+    del conn
+    assert core.maintain(NOW).wake == [client]
+    assert core.maintain(NOW).wake == [client]
+    assert core.maintain(NOW).wake == []
+    assert (core.granted, entry.place) == ({}, LENT)
+    del client
+    assert places(core.maintain(NOW)) == [OPENING]
+    assert entry not in core.entries
+
+
+def test_a_worker_that_was_cut_short_at_its_beginning_leaves_a_permit_without_a_deadline() -> None:
+    """It is ordered still; no connection of it could be closed."""
+    core = make()
+    (entry,) = core.open(NOW).start
+
+    class Raising(Exception):
+        pass
+
+    def watch(*_: object) -> None:
+        raise Raising
+
+    with mock.patch.object(Held, "watch", watch), pytest.raises(Raising):
+        core.begin(entry, NOW)
+    assert (entry.ordered, entry.place, entry.deadline) == (True, OPENING, inf)
+    core.maintain(NOW + 99)
+    assert (core.retiring, list(core.entries)) == ({}, [entry])
+
+
+def test_an_audit_lists_again_whose_lease_was_dropped_and_who_was_not_taken_back() -> None:
+    """Whoever had taken the note was cut short."""
+    core = filled()
+    entry, conn, lease = tied(core)
+    assert (audited(core).start, list(core.forsaken)) == ([], [])
+    lease.clear()
+    audited(core)
+    assert list(core.forsaken) == [entry.tether]
+    tether = core.forsaken.pop()
+    audited(core)
+    assert list(core.forsaken) == [tether]
+    core.retake(entry, tether, NOW)
+    core.forsaken.clear()
+    audited(core)
+    assert (list(core.forsaken), entry.conn is conn) == ([], True)
+
+
 # Arithmetic ------------------------------------------------------------------------------------
 
 
@@ -1422,7 +1548,7 @@ def test_a_connection_that_was_given_up_for_lost_is_closed_when_it_comes_back() 
     """Its slot is as good as given away."""
     core = filled()
     entry, conn = resurrected(core)
-    assert is_retired(core, entry, conn, core.checkin(entry, conn, NOW))
+    assert is_retired(core, entry, conn, checkin(core, entry, conn, NOW))
 
 
 def test_a_connection_whose_slot_was_given_away_is_closed_when_it_comes_back() -> None:
@@ -1431,11 +1557,65 @@ def test_a_connection_whose_slot_was_given_away_is_closed_when_it_comes_back() -
     entry, conn = resurrected(core)
     core.fill(0, NOW)
     assert (entry.place, entry.ref, len(core.lost)) == (RETIRED, None, 0)
-    assert is_retired(core, entry, conn, core.checkin(entry, conn, NOW))
+    assert is_retired(core, entry, conn, checkin(core, entry, conn, NOW))
     assert entry.ref is not None
     assert (entry.ref(), entry.ref.entry) == (conn, entry)
     with pytest.raises(ValueError, match="retired"):
-        core.checkin(entry, conn, NOW)
+        checkin(core, entry, conn, NOW)
+
+
+def test_a_finalizers_return_that_was_put_off_does_not_lose_the_connection() -> None:
+    """The slot may have been given away by then: it is closed, by a worker."""
+    core = filled()
+    entry, conn = resurrected(core)
+    core.put_off(entry, conn, entry.lent_at)
+    effects = core.enqueue(Client(), NOW)
+    assert is_retired(core, entry, conn, effects)
+    assert places(effects) == [RETIRED, OPENING]
+
+
+# What errors tell ------------------------------------------------------------------------------
+
+
+def test_the_stamp_tells_that_somebody_else_may_have_the_lent_connections() -> None:
+    """Whatever has happened to them meanwhile; else errors name who had them before."""
+
+    def passed_on(core: Core, entry: Entry, conn: Any) -> None:
+        checkin(core, entry, conn, NOW)
+        assert core.checkout(NOW) is conn
+
+    def counted_anew(core: Core, entry: Entry, conn: Any) -> None:
+        checkin(core, entry, conn, NOW)
+        core.reset_counters()
+        assert core.checkout(NOW) is conn
+
+    def reclaimed(core: Core, entry: Entry, _conn: Any) -> None:
+        assert places(core.reclaim(entry, NOW)) == [OPENING]
+
+    def discarded(core: Core, entry: Entry, conn: Any) -> None:
+        core.discard(entry, conn, NOW, 0.5)
+
+    def dropped(core: Core, entry: Entry, _conn: Any) -> None:
+        core.lost.append(entry.ref)  # type: ignore[arg-type]
+        core.fill(1, NOW)
+
+    def given_to_who_waited(core: Core, entry: Entry, conn: Any) -> None:
+        queued(core)
+        checkin(core, entry, conn, NOW)
+
+    def reset(core: Core, entry: Entry, conn: Any) -> None:
+        recycle(core, entry, conn, NOW)
+
+    for story in (
+        passed_on, counted_anew, reclaimed, discarded, dropped, given_to_who_waited, reset
+    ):  # fmt: skip
+        core = filled(max_size=1)
+        entry, conn = lent(core)
+        stamp = core.stamp
+        assert core.checkout(NOW) is None
+        assert core.stamp == stamp
+        story(core, entry, conn)
+        assert core.stamp != stamp, story
 
 
 # Stories of failure ------------------------------------------------------------------------------
@@ -1471,7 +1651,7 @@ def test_the_time_of_a_lease_counts_if_its_connection_is_discarded() -> None:
     entry, conn = lent(core)
     entry.leased = object()
     gains = Gains(core)
-    core.discard(entry, conn, NOW + 2)
+    core.discard(entry, conn, NOW + 2, 0.5)
     assert gains.since() == {"returns_bad": 1, "usage_time": 2}
     assert entry.leased is None
 
@@ -1488,7 +1668,7 @@ def test_a_connection_is_lent_unseen_up_to_the_end_of_the_window() -> None:
     conn = core.checkout(NOW + 0.5, "me")
     assert (conn is not None, entry.holder, entry.lent_at) == (True, "me", NOW + 0.5)
     assert not core.doubtful(entry)
-    core.checkin(entry, conn, NOW + 1)
+    checkin(core, entry, conn, NOW + 1)
     client: Any = Client()
     client.holder = "you"
     core.enqueue(client, NOW + 2, NOW + 9)
@@ -1510,7 +1690,7 @@ def test_a_connection_found_dead_makes_all_others_suspicious() -> None:
     core = filled(max_size=2, min_size=2, bypass_window=5.0)
     entry, conn = lent(core)
     gains = Gains(core)
-    effects = core.discard(entry, conn, NOW + 0.5, lost=True)
+    effects = core.discard(entry, conn, NOW + 0.5, 0.5, lost=True)
     assert gains.since() == {"connections_lost": 1}
     assert (core.suspicious, core.bypass, core.due) == (True, -1.0, NOW + 0.5)
     assert effects.alarm is True
@@ -1528,7 +1708,11 @@ def test_a_connection_found_dead_makes_all_others_suspicious() -> None:
 def test_a_new_core_suspects_nobody() -> None:
     """Its window is the one it was given; there are no limits that were not asked for."""
     core = make(bypass_window=0.25)
-    assert (core.suspicious, core.bypass, core.crowded, core.refused) == (False, 0.25, False, False)
+    assert (core.suspicious, core.bypass, core.crowded) == (False, 0.25, False)
+    assert (core.verdict, core.rejections, core.rejected_since) == (Verdict.TRANSIENT, 0, inf)
+    assert (core.unanswered, core.unproven, core.paced_at) == (0, None, 0.0)
+    assert (core.claims, core.witness, list(core.returned)) == ({}, None, [])
+    assert (core.ready is core.idle, core.drained_at) == (True, -inf)
     assert (core.probed_at, core.writable, core.demotions) == (0.0, None, 0)
     assert (list(core.forsaken), list(core.leaked), core.reported) == ([], [], {})
     assert core.demoted_until == 0.0
@@ -1536,6 +1720,7 @@ def test_a_new_core_suspects_nobody() -> None:
     limits = (plain.bypass_window, plain.keepalive_interval, plain.max_uses)
     assert limits == (0.05, 0.0, 0)
     assert (plain.action_timeout, plain.leak_threshold, plain.fresh) == (3.0, 0.0, False)
+    assert (plain.rejected_after, plain.max_waiting, plain.max_lifetime) == (3.0, 0, 3600.0)
 
 
 def test_the_limits_of_a_core_are_those_it_was_given() -> None:
@@ -1546,6 +1731,7 @@ def test_the_limits_of_a_core_are_those_it_was_given() -> None:
         "max_uses": 3,
         "action_timeout": 4.0,
         "leak_threshold": 5.0,
+        "rejected_after": 6.0,
         "fresh": True,
     }
     core = make(**options)
@@ -1578,9 +1764,11 @@ def test_idle_connections_are_asked_in_turn_when_they_were_silent_for_long() -> 
         (SERVICE, Chore.PING, conn, True)
     )
     assert list(core.idle) == [used, seen]
+    assert silent.deadline == NOW + 33  # for a worker to take it up
+    held = core.begin(silent, NOW + 32)
+    core.arm(silent, None, inf)
     core.maintain(NOW + 39.5)
     assert core.due == NOW + 40
-    held = core.begin(silent, NOW + 39.5)
     core.serviced(silent, held, NOW + 39.5)
     assert (silent.chore, silent.idle_since) == (Chore.RESET, NOW)
 
@@ -1600,11 +1788,11 @@ def test_the_last_use_of_a_connection_is_counted() -> None:
     entry, conn = lent(core)
     core.use(entry)
     assert (entry.uses, entry.expires_at) == (1, NOW + 3600)
-    core.checkin(entry, conn, NOW)
+    checkin(core, entry, conn, NOW)
     core.checkout(NOW)
     core.use(entry)
     assert (entry.uses, entry.expires_at, entry.place) == (2, EVICTED, LENT)
-    assert is_retired(core, entry, conn, core.checkin(entry, conn, NOW))
+    assert is_retired(core, entry, conn, checkin(core, entry, conn, NOW))
 
 
 # Leases that are dropped ---------------------------------------------------------------------
@@ -1617,42 +1805,102 @@ def leased(core: Core) -> tuple[Entry, Any]:
     return entry, conn
 
 
+def tied(core: Core) -> tuple[Entry, Any, list[Any]]:
+    """Lend a connection to a lease, which has the token in the list."""
+    entry, conn = leased(core)
+    lease = [entry.token]
+    entry.token, entry.kept = None, conn
+    return entry, conn, lease
+
+
 def test_a_connection_whose_lease_was_dropped_goes_into_service_once() -> None:
     """Whatever a worker was to do with it, it is reset; its use has ended."""
     core = filled()
-    entry, conn = leased(core)
+    entry, conn, lease = tied(core)
     entry.chore = Chore.ROLE
+    lease.clear()
+    (tether,) = core.forsaken
+    assert (tether.entry, tether) == (entry, entry.tether)
     gains = Gains(core)
-    effects = core.retake(entry, conn, entry.lent_at, NOW + 2)
+    effects = core.retake(entry, tether, NOW + 2)
     assert effects is not None
     assert (effects.start, entry.place, entry.chore) == ([entry], SERVICE, Chore.RESET)
-    assert entry.conn is conn
+    assert (entry.conn, entry.kept, entry.leased) == (conn, None, None)
     assert gains.since() == {"usage_time": 2}
-    assert core.retake(entry, conn, entry.lent_at, NOW + 2) is None
+    assert core.retake(entry, tether, NOW + 2) is None
+
+
+def test_a_connection_whose_lease_was_dropped_goes_to_who_waits_when_it_is_reset() -> None:
+    """And is replaced at once if its time is over."""
+    core = filled(max_size=1, max_lifetime=4.0)
+    entry, conn, _ = tied(core)
+    tether = entry.tether
+    assert tether is not None
+    effects = core.retake(entry, tether, NOW + 4)
+    assert effects is not None
+    assert is_retired(core, entry, conn, effects)
+    assert places(effects) == [RETIRED, OPENING]
 
 
 def test_a_connection_that_was_returned_is_not_taken_from_its_next_holder() -> None:
     """Neither from one with a lease, nor from one without, nor out of the pool."""
     core = filled(min_size=1)
-    entry, conn = leased(core)
-    before = entry.lent_at
-    core.checkin(entry, conn, NOW + 1)
-    assert core.retake(entry, conn, before, NOW + 1) is None
-    core.checkout(float(str(before)))
-    entry.leased = "you"
-    assert (before == entry.lent_at, core.retake(entry, conn, before, NOW + 1)) == (True, None)
-    entry.leased = None
-    assert core.retake(entry, conn, entry.lent_at, NOW + 1) is None
-    assert entry.place is LENT
+    entry, conn, lease = tied(core)
+    before = entry.tether
+    assert before is not None
+    checkin(core, entry, conn, NOW + 1)
+    assert (core.retake(entry, before, NOW + 1), entry.place) == (None, IDLE)
+    core.checkout(NOW + 1)
+    entry.leased = "you"  # whose lease has not noted it yet
+    assert (core.retake(entry, before, NOW + 1), entry.place) == (None, LENT)
+    lease.clear()
+    token = core.tie(entry)
+    entry.kept, entry.tether = conn, entry.tether
+    assert (core.retake(entry, before, NOW + 1), entry.place) == (None, LENT)
+    assert token is not None
 
 
-def test_a_dropped_lease_of_a_reclaimed_connection_has_it_closed() -> None:
-    """Its slot was given back before; while it is closed already, nothing is done."""
+def test_a_new_token_ends_what_the_one_before_could_tell() -> None:
+    """The latest lease alone has a say in what becomes of the connection."""
     core = filled()
-    entry, conn = leased(core)
+    entry, _conn, lease = tied(core)
+    first = id(entry.tether)
+    token = core.tie(entry)
+    assert (entry.token, id(entry.tether) == first) == (token, False)
+    lease.clear()  # the tether of this one is gone already: nobody hears of it
+    assert list(core.forsaken) == []
+    assert entry.tether is not None
+    assert (entry.tether(), entry.tether.entry) == (token, entry)
+    entry.token = None
+    del token
+    assert list(core.forsaken) == [entry.tether]
+
+
+def test_an_opened_connection_has_its_first_token() -> None:
+    """So that the first lease makes none."""
+    core = filled()
+    (entry,) = core.idle
+    assert entry.token is not None
+    assert entry.tether is not None
+    assert (entry.tether(), entry.kept, entry.leased) == (entry.token, None, None)
+
+
+def test_a_dropped_lease_of_a_reclaimed_connection_does_nothing() -> None:
+    """Its slot was given back, and the connection goes with its last holder."""
+    core = filled()
+    entry, conn, _ = tied(core)
+    tether = entry.tether
+    assert tether is not None
     core.reclaim(entry, NOW)
-    assert is_retired(core, entry, conn, core.retake(entry, conn, entry.lent_at, NOW))
-    assert core.retake(entry, conn, entry.lent_at, NOW) is None
+    assert (entry.kept, core.retake(entry, tether, NOW), conn is None) == (None, None, False)
+
+
+def test_what_closes_keeps_no_connection_for_a_lease() -> None:
+    """Nobody would take it back: it ends with its lease."""
+    core = filled()
+    entry, _conn, _ = tied(core)
+    core.close(NOW)
+    assert (entry.kept, entry.place) == (None, LENT)
 
 
 def test_what_a_client_drops_is_listed_to_be_reported() -> None:
@@ -1674,7 +1922,7 @@ def test_what_is_lent_for_too_long_is_told_once_and_again_when_it_has_ended() ->
     hold = Hold("me", NOW + 1, "here")
     assert core.overheld(NOW + 6) == ([hold], [])
     assert core.overheld(NOW + 7) == ([], [])
-    core.checkin(entry, conn, NOW + 8)
+    checkin(core, entry, conn, NOW + 8)
     assert core.overheld(NOW + 8) == ([], [hold])
     assert core.overheld(NOW + 8) == ([], [])
 
@@ -1684,7 +1932,7 @@ def test_a_connection_that_was_lent_again_has_come_back_before() -> None:
     core = filled(min_size=1, leak_threshold=5.0)
     entry, conn = lent(core)
     (first,) = core.overheld(NOW + 5)[0]
-    core.checkin(entry, conn, NOW + 6)
+    checkin(core, entry, conn, NOW + 6)
     core.checkout(NOW + 6)
     assert core.overheld(NOW + 10) == ([], [first])
     assert [hold.since for hold in core.overheld(NOW + 11)[0]] == [NOW + 6]
@@ -1720,10 +1968,34 @@ def test_a_failed_attempt_has_no_deadline_any_more() -> None:
         held = core.begin(entry, NOW)
         core.open_failed(entry, conn, OSError(), NOW, 0.0)
         assert (entry.deadline, held is None) == (inf, False)
-    entry, conn = lent(filled())
-    entry.deadline = 5.0
-    filled().recycle(entry, conn, NOW)
-    assert entry.deadline == inf
+
+
+def test_what_is_ordered_must_be_taken_up_in_the_time_of_an_action() -> None:
+    """Else all workers are blocked: it is closed, counted as a bad return, and replaced."""
+    core = filled(action_timeout=4.0)
+    entry, conn = lent(core)
+    recycle(core, entry, conn, NOW + 1)
+    assert (entry.deadline, entry.chore) == (NOW + 5, Chore.RESET)
+    assert core.maintain(NOW + 4.5).start == [entry]  # orders are told again
+    assert core.due == NOW + 5
+    gains = Gains(core)
+    effects = core.maintain(NOW + 5)
+    assert gains.since() == {"returns_bad": 1}
+    assert (entry.place, entry.ordered, entry.conn, entry.deadline) == (RETIRED, True, conn, inf)
+    assert (list(core.retiring), entry in core.entries) == ([entry], False)
+    assert places(effects) == [RETIRED, RETIRED, OPENING]
+    assert (effects.cut, effects.give_up) == ([], [])
+    assert core.begin(entry, NOW + 5) is conn
+
+
+def test_what_is_to_be_closed_may_wait_for_its_worker() -> None:
+    """It is out of the pool already; and so may a permit."""
+    core = filled(min_size=2)
+    entry, conn = lent(core)
+    core.discard(entry, conn, NOW, 0.5)
+    assert (entry.place, entry.deadline, permit(core).deadline) == (RETIRED, inf, inf)
+    effects = core.maintain(NOW + 99)
+    assert (effects.start, effects.give_up) == ([permit(core), entry], [])
 
 
 def test_the_alarm_is_set_for_a_deadline_before_the_next_maintenance() -> None:
@@ -1847,7 +2119,7 @@ def test_a_close_that_is_overdue_is_not_waited_for() -> None:
     """The connection was out of the pool before, and is no bad return."""
     core = filled()
     entry, conn = lent(core)
-    core.discard(entry, conn, NOW)
+    core.discard(entry, conn, NOW, 0.5)
     held = core.begin(entry, NOW)
     gains = Gains(core)
     effects = core.maintain(NOW + 3)
@@ -1884,7 +2156,7 @@ def trying(**options: Any) -> Core:
 
 def test_who_waits_is_told_of_a_rejection() -> None:
     """All who do, with the error; callers of wait(), too."""
-    core = trying(max_size=1)
+    core = trying(max_size=1, rejected_after=0.0)
     clients = [queued(core), queued(core)]
     core.min_size = 1
     watcher = Client()
@@ -1915,25 +2187,87 @@ def test_nobody_is_refused_while_there_is_something_to_wait_for() -> None:
     assert client.error is None
 
 
-def test_wrong_credentials_are_final_where_they_are_always_the_same() -> None:
-    """At the first attempt."""
-    core = trying()
+@pytest.mark.parametrize("verdict", [Verdict.REJECTED, Verdict.CREDENTIALS])
+def test_a_rejection_is_believed_when_it_has_stood_for_a_moment(verdict: Verdict) -> None:
+    """`rejected_after` seconds after the first; a server that starts may refuse at first."""
+    core = trying(rejected_after=3.0, max_size=1, backoff=Backoff(0.0))
     client = queued(core)
-    failed(core, Verdict.CREDENTIALS)
-    assert client.error is not None
+    for moment in (0.0, 1.5, 2.75):
+        failed(core, verdict, NOW + moment)
+        assert (client.error, core.rejected_since, core.verdict) == (None, NOW, verdict)
+        core.maintain(NOW + moment + 0.1)
+    assert core.rejections == 3
+    assert failed(core, verdict, NOW + 3).wake == [client]
+    assert isinstance(client.error, PoolRejectedMixin)
+
+
+def test_another_verdict_begins_the_time_of_a_rejection_anew() -> None:
+    """So does a success, and an end of all attempts."""
+
+    def differs(core: Core) -> None:
+        failed(core, Verdict.TRANSIENT, NOW + 1)
+        core.maintain(NOW + 2)
+
+    def succeeds(core: Core) -> None:
+        core.max_size = 2
+        queued(core)
+        opened(core, permit(core), NOW + 1)
+
+    def ends(core: Core) -> None:
+        waiter = next(iter(core.waiting))
+        core.expire(waiter, NOW + 1)
+        failed(core, Verdict.TRANSIENT, NOW + 1)
+        assert core.rejected_since == inf
+        queued(core)
+        core.maintain(NOW + 2)
+
+    for story in (differs, succeeds, ends):
+        core = trying(rejected_after=3.0, max_size=1, backoff=Backoff(0.0))
+        queued(core)
+        failed(core, Verdict.REJECTED)
+        core.maintain(NOW + 1)
+        story(core)
+        client = queued(core)
+        failed(core, Verdict.REJECTED, NOW + 3.5)
+        assert (client.error, core.rejected_since) == (None, NOW + 3.5), story
+        assert core.rejections == 1
+
+
+def test_what_is_hopeless_is_told_at_once() -> None:
+    """No server was asked: the connection string itself is wrong."""
+    core = trying(rejected_after=3.0)
+    client = queued(core)
+    failed(core, Verdict.HOPELESS)
+    assert isinstance(client.error, PoolRejectedMixin)
 
 
 def test_wrong_credentials_have_a_second_chance_where_they_may_change() -> None:
-    """A success makes the next refusal the first one again."""
-    core = trying(fresh=True, max_size=1, backoff=Backoff(0.0))
+    """Though no time is asked for, or is over; a success begins the count anew."""
+    core = trying(fresh=True, max_size=1, backoff=Backoff(0.0), rejected_after=0.0)
     client = queued(core)
     failed(core, Verdict.CREDENTIALS)
-    assert (client.error, core.refused) == (None, True)
-    failed(core, Verdict.CREDENTIALS)
-    assert client.error is not None
+    assert (client.error, core.rejections) == (None, 1)
+    core.maintain(NOW + 0.1)
+    failed(core, Verdict.CREDENTIALS, NOW + 0.1)
+    assert (client.error is None, core.rejections) == (False, 2)
     client = queued(core)
-    opened(core, permit(core))
-    assert (client.conn is not None, core.refused) == (True, False)
+    core.maintain(NOW + 1)
+    conn = opened(core, permit(core))
+    assert (client.conn is conn, core.rejected_since) == (True, inf)
+    core.discard(next(iter(core.entries)), conn, NOW, 0.5)
+    client = queued(core)
+    core.maintain(NOW + 2)
+    failed(core, Verdict.CREDENTIALS, NOW + 2)
+    assert (client.error, core.rejections) == (None, 1)
+
+
+def test_a_hopeless_string_has_a_second_chance_where_it_may_change() -> None:
+    """A database that does not exist has none: it is no matter of credentials."""
+    for verdict, told in ((Verdict.HOPELESS, False), (Verdict.REJECTED, True)):
+        core = trying(fresh=True, rejected_after=0.0)
+        client = queued(core)
+        failed(core, verdict)
+        assert (client.error is not None) is told
 
 
 def test_a_crowded_server_is_asked_twice_a_second() -> None:
@@ -2109,9 +2443,11 @@ class Sure:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._others, name)
 
-    def deadlock(self, core: Core, now: float) -> Exception | None:
+    def deadlock(self, core: Core, now: float, stuck: dict[Any, Any]) -> Exception | None:
         """All wait for all."""
         assert (now, core.requests_queued > 0) == (NOW, True)
+        assert set(stuck) == {entry.leased for entry in core.entries}
+        assert all(stuck[claim].claim == claim for claim in stuck)
         return self.error
 
 
@@ -2124,16 +2460,24 @@ def two(**options: Any) -> tuple[Core, Sure]:
 
 
 def test_when_all_who_hold_connections_wait_the_first_to_give_up_is_refused() -> None:
-    """At once, when the last of them begins to wait; among equals, who came first."""
+    """By maintenance, which is due at once; among equals, who came first."""
     for deadlines, refused in (((NOW + 9, NOW + 5), 1), ((NOW + 5, NOW + 9), 0), ((inf, inf), 0)):
         core, sure = two()
         conns = holding(core, "a", "b")
         bystander = asking(core, "c", NOW + 1)
+        core.due = NOW + 1
         gains = Gains(core)
-        clients = [asking(core, "a", deadlines[0]), asking(core, "b", deadlines[1])]
+        clients = [asking(core, "a", deadlines[0])]
+        assert core.due == NOW + 1
+        clients.append(asking(core, "b", deadlines[1]))
+        assert core.due == NOW
+        assert [client.error for client in clients] == [None, None]
+        effects = core.maintain(NOW)
         assert [client.error for client in clients].index(sure.error) == refused
+        assert effects.wake == [clients[refused]]
         assert (bystander.error, len(core.waiting), len(conns)) == (None, 2, 2)
         assert gains.since()["requests_errors"] == 1
+        assert set(core.claims) == {"c", "b" if refused == 0 else "a"}
 
 
 def test_nobody_is_refused_for_a_deadlock_that_is_none() -> None:
@@ -2145,6 +2489,10 @@ def test_nobody_is_refused_for_a_deadlock_that_is_none() -> None:
     def larger(core: Core, _: Sure) -> None:
         core.max_size, core.failures, core.retry_at, core.failed_at = 3, 1, inf, NOW
 
+    def opening(core: Core, _: Sure) -> None:
+        core.max_size = 3
+        core.fill(3, NOW)
+
     def unknown(core: Core, _: Sure) -> None:
         next(iter(core.entries)).leased = None
 
@@ -2154,23 +2502,74 @@ def test_nobody_is_refused_for_a_deadlock_that_is_none() -> None:
     def in_work(core: Core, _: Sure) -> None:
         next(iter(core.entries)).place = SERVICE
 
-    for spoil in (undecided, larger, unknown, free, in_work):
+    for spoil in (undecided, larger, opening, unknown, free, in_work):
         core, sure = two()
         _kept = holding(core, "a", "b")
         spoil(core, sure)
         clients = [asking(core, "a"), asking(core, "b")]
+        if spoil is not undecided:
+            assert not core._is_stuck()
+        core.maintain(NOW)
         assert [client.error for client in clients] == [None, None], spoil
 
 
-def test_only_who_holds_a_connection_completes_a_deadlock() -> None:
-    """What was certain before was told before."""
+def test_a_deadlock_that_is_not_certain_yet_is_looked_at_again() -> None:
+    """With each round of maintenance."""
     core, sure = two()
     _kept = holding(core, "a", "b")
-    sure.error = None
+    error, sure.error = sure.error, None
     clients = [asking(core, "a"), asking(core, "b")]
-    sure.error = TimeoutError()
-    other = asking(core, "c")
-    assert [client.error for client in [*clients, other]] == [None] * 3
+    core.maintain(NOW)
+    assert [client.error for client in clients] == [None, None]
+    sure.error = error
+    core.maintain(NOW)
+    assert [client.error for client in clients] == [error, None]
+
+
+def test_a_client_that_stands_in_the_queue_twice_waits_until_it_has_left_it_twice() -> None:
+    """Counted by who it is, however it leaves: served, too late, or cancelled."""
+    core, _sure = two()
+    held = holding(core, "a", "b")
+    first, second, third = (asking(core, "a") for _ in range(3))
+    assert core.claims == {"a": 3}
+    core.expire(first, NOW)
+    core.cancel(second, NOW)
+    assert core.claims == {"a": 1}
+    core.cancel(second, NOW)
+    core.expire(first, NOW)
+    assert core.claims == {"a": 1}
+    one = next(iter(core.entries))
+    checkin(core, one, held[0], NOW)
+    assert (third.conn is None, core.claims) == (False, {})
+
+
+def test_an_audit_counts_anew_who_waits() -> None:
+    """An interruption may have come between the queue and the count."""
+    core, _ = two()
+    _held = holding(core, "a", "b")
+    clients = [asking(core, "a"), asking(core, "a"), asking(core, "c")]
+    core.claims = {"x": 9}
+    audited(core)
+    assert (core.claims, len(clients)) == ({"a": 2, "c": 1}, 3)
+
+
+def test_one_witness_is_enough_to_know_of_no_deadlock() -> None:
+    """Others are asked only when it does not testify any more: a queue costs no more for it."""
+    core, _sure = two()
+    _held = holding(core, "a", "b")
+    first, second = core.entries
+    first.leased, second.leased = "a", "b"
+    assert core._has_witness()
+    assert core.witness is first
+    second.leased = None
+    assert core._has_witness()
+    assert core.witness is first
+    asking(core, "a")
+    assert core._has_witness()
+    assert core.witness is second
+    second.leased = "a"
+    assert not core._has_witness()
+    assert core.witness is None
 
 
 def test_who_does_not_wait_does_not_mind_an_attempt_that_is_not_answered() -> None:
@@ -2196,7 +2595,7 @@ def test_the_time_of_a_lease_counts_while_somebody_waits() -> None:
     entry, conn = leased(core)
     queued(core)
     gains = Gains(core)
-    core.checkin(entry, conn, NOW + 2)
+    checkin(core, entry, conn, NOW + 2)
     assert gains.since()["usage_time"] == 2
 
 
@@ -2239,12 +2638,15 @@ def test_no_more_idle_connections_are_asked_at_a_time_than_there_are_workers() -
     assert effects.alarm is True
 
 
-def test_a_client_that_comes_again_goes_first_though_the_queue_is_full() -> None:
-    """It has waited before."""
-    core = filled(min_size=1, max_size=1, max_waiting=1)
+def test_a_client_that_comes_again_goes_first_unless_the_queue_is_full() -> None:
+    """It has waited before; but no more wait than may."""
+    core = filled(min_size=1, max_size=1, max_waiting=2)
     _entry, _conn = lent(core)
     first, again = queued(core), Client()
     core.enqueue(again, NOW, again=True)
+    assert list(core.waiting) == [again, first]
+    with pytest.raises(TooManyRequestsMixin):
+        core.enqueue(Client(), NOW, again=True)
     assert list(core.waiting) == [again, first]
 
 
@@ -2254,7 +2656,8 @@ def test_a_client_that_waits_has_forsaken_leases_looked_for_at_once() -> None:
     entry, conn = leased(core)
     core.due = NOW + 1
     assert core.enqueue(Client(), NOW).alarm is False
-    core.forsaken.append((conn, entry.lent_at))
+    entry.token = None  # the last that held it
+    assert (list(core.forsaken), conn is None) == ([entry.tether], False)
     effects = core.enqueue(Client(), NOW)
     assert (core.due, effects.alarm) == (NOW, True)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import inspect
+import os
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +13,9 @@ from typing import Any
 import pytest
 
 from .door import Admin, Door, Scenario
+
+#: `asyncio`, or the library that `FOREBAY_LOOP` names: what has a `new_event_loop()`.
+LOOPS = importlib.import_module(os.environ.get("FOREBAY_LOOP", "asyncio"))
 
 KINDS = ("sync", "async")
 NULL_KINDS = ("sync-null", "async-null")
@@ -56,7 +61,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
         return None
     names = inspect.signature(pyfuncitem.obj).parameters
     arguments = {name: pyfuncitem.funcargs[name] for name in names}
-    asyncio.run(_play(pyfuncitem.obj, arguments))
+    with asyncio.Runner(loop_factory=LOOPS.new_event_loop) as runner:
+        runner.run(_play(pyfuncitem.obj, arguments))
     return True
 
 

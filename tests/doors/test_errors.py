@@ -288,7 +288,7 @@ def test_an_error_that_a_program_makes_has_the_same_attributes(
     """Tests of programs raise PoolTimeout("..."); handlers that read its facts work."""
     error = cls("made up")
     documented = PoolTimeoutMixin.__annotations__
-    assert len(documented) == 13
+    assert len(documented) == 14
     assert {name: getattr(error, name) for name in documented} == {
         name: getattr(PoolTimeoutMixin, name) for name in documented
     }

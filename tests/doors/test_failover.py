@@ -17,7 +17,7 @@ READ_ONLY = errors.ReadOnlySqlTransaction("cannot execute INSERT in a read-only 
 def settled(pool: Any, clock: ManualClock, *, seconds: float) -> None:
     """Let time pass, then let maintenance and the workers do what they have to."""
     clock.advance(seconds)
-    pool._flows.maintain()
+    pool._forebay.flows.maintain()
     pool.wait()
 
 
@@ -82,7 +82,7 @@ def test_a_write_that_is_refused_has_the_server_asked(caplog: pytest.LogCaptureF
     driver = FakeDriver()
     with fake_pool(ConnectionPool, driver, min_size=2) as pool:
         pool.wait()
-        for entry in pool._core.idle:
+        for entry in pool._forebay.core.idle:
             entry.conn.in_recovery = True
         with pytest.raises(errors.ReadOnlySqlTransaction), pool.connection():
             raise READ_ONLY
@@ -109,7 +109,7 @@ def test_an_asyncio_pool_asks_alike() -> None:
         driver = FakeDriver()
         async with fake_pool(AsyncConnectionPool, driver, min_size=2) as pool:
             await pool.wait()
-            for entry in pool._core.idle:
+            for entry in pool._forebay.core.idle:
                 entry.conn.in_recovery = True
             with pytest.raises(errors.ReadOnlySqlTransaction):
                 async with pool.connection():

@@ -1,4 +1,4 @@
-"""What a finalizer returns was lost before: Python drops weak references first."""
+"""What a finalizer returns: Python drops weak references first."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from forebay import ConnectionPool
 
 
-def test_a_connection_that_a_finalizer_returns_is_closed(dsn: str) -> None:
-    """A generator in a garbage cycle returns its connection when its slot is given back already."""
+def test_a_connection_that_a_finalizer_returns_is_kept(dsn: str) -> None:
+    """A generator in a garbage cycle ends its block, which returns its connection."""
     with ConnectionPool(dsn, min_size=1, timeout=20) as pool:
         pool.wait()
 
@@ -26,6 +26,6 @@ def test_a_connection_that_a_finalizer_returns_is_closed(dsn: str) -> None:
         del cycle
         gc.collect()
         with pool.connection() as conn:
-            assert conn.info.backend_pid != first
+            assert conn.info.backend_pid == first
             assert repr(pool).endswith("0 idle, 1 lent, 0 opening, 0 waiting of 1..1>")
         assert repr(pool).endswith("1 idle, 0 lent, 0 opening, 0 waiting of 1..1>")

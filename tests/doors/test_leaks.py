@@ -200,7 +200,8 @@ async def test_an_interrupt_at_the_end_of_a_block_loses_nothing(
 ) -> None:
     """What a signal handler raises in the lease's exit leaves the connection with the lease."""
     pool = await door.open(min_size=1)
-    unclean = pool._unclean
+    parts = pool._forebay
+    unclean = parts.unclean
     interrupts: list[type[BaseException]] = [KeyboardInterrupt]
 
     def interrupted(conn: Any) -> Any:
@@ -215,14 +216,14 @@ async def test_an_interrupt_at_the_end_of_a_block_loses_nothing(
             kept.append(conn)
             if committing:
                 await conn.execute("select 1")
-            pool._unclean = interrupted
+            parts.unclean = interrupted
 
     def in_a_thread() -> None:
         with pool.connection() as conn:
             kept.append(conn)
             if committing:
                 conn.execute("select 1")
-            pool._unclean = interrupted
+            parts.unclean = interrupted
 
     with pytest.raises(KeyboardInterrupt):
         await in_a_task() if door.is_async else in_a_thread()

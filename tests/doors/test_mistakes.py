@@ -31,7 +31,7 @@ from .door import Door, settled, stat
         ({"max_uses": -2}, "max_uses must be 0 or more"),
         ({"action_timeout": 0}, "action_timeout must be more than 0 seconds"),
         ({"leak_threshold": -5}, "leak_threshold must be 0 seconds or more"),
-        ({"max_lifetime": 0}, "max_lifetime must be more than 0 seconds"),
+        ({"max_lifetime": -1}, "max_lifetime must be 0 seconds or more"),
     ],
 )
 async def test_bad_options_are_refused(door: Door, options: dict[str, Any], words: str) -> None:

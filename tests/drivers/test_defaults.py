@@ -14,7 +14,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from forebay.drivers import libpq
-from forebay.drivers.psycopg import AsyncPsycopg, SyncPsycopg, with_defaults
+from forebay.drivers.psycopg import AsyncPsycopg, SyncPsycopg
 from forebay.drivers.psycopg2 import SyncPsycopg2
 from forebay.drivers.psycopg2 import with_defaults as with_defaults2
 
@@ -37,6 +37,22 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in (*libpq.ENVIRONMENT.values(), "PGSYSCONFDIR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
+
+
+class Recorder:
+    """A user's connection class, which keeps what it is given."""
+
+    @classmethod
+    def connect(cls, conninfo: Any, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Make no connection."""
+        return conninfo, kwargs
+
+
+def passed(conninfo: Any, connection_class: Any = Recorder, factor: int = 1, **kwargs: Any) -> Any:
+    """What psycopg 3's driver gives to a class that makes no connection."""
+    with pytest.raises(StopIteration) as done:
+        SyncPsycopg().connect(connection_class, conninfo, kwargs, factor).send(None)
+    return done.value.value
 
 
 def service_file(path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
@@ -121,8 +137,8 @@ def test_of_an_unknown_service_nothing_is_presumed(
 ) -> None:
     """Libpq may find it where we do not look, and what it sets goes before."""
     service_file(tmp_path / "services", monkeypatch, text)
-    assert with_defaults("service=ours", {}) == "service=ours"
-    assert with_defaults2("service=ours", {"user": "me"}) == {"user": "me"}
+    assert passed("service=ours") == ("service=ours", {})
+    assert with_defaults2("service=ours user=me") == "service=ours user=me"
     assert SyncPsycopg().patience("service=ours", {}) == 130
     assert SyncPsycopg2().patience("service=ours", {}) == inf
 
@@ -131,38 +147,21 @@ def test_an_address_may_be_a_uri() -> None:
     """Which is read as libpq does, with its own parameters and escapes."""
     uri = "postgresql://me:p%3Fw@db:7/name?keepalives_idle=1&application_name=a%20b"
     given = conninfo_to_dict(uri)
-    assert conninfo_to_dict(with_defaults(uri, {})) == {**ALL, **given}
-    assert with_defaults2(uri, {}).keys() == ALL.keys() - {"keepalives_idle"}
-
-
-class Strict:
-    """A user's connection class, whose connect() takes no option that it does not know."""
-
-    @classmethod
-    def connect(cls, conninfo: str, *, size: int) -> tuple[str, int]:
-        """Make no connection."""
-        return conninfo, size
-
-
-def test_a_connect_of_the_users_own_need_not_know_them() -> None:
-    """They are in the connection string, and what it was given besides is as it was."""
-    with pytest.raises(StopIteration) as done:
-        SyncPsycopg().connect(Strict, "dbname=x", {"size": 3}).send(None)
-    conninfo, size = done.value.value
-    assert size == 3
-    assert conninfo_to_dict(conninfo) == {"dbname": "x", **ALL}
+    conninfo, kwargs = passed(uri)
+    assert conninfo_to_dict(conninfo, **kwargs).keys() == ALL.keys() | given.keys()
+    assert "keepalives_idle" not in kwargs
+    assert psycopg2.extensions.parse_dsn(with_defaults2(uri)) == {**ALL, **given}
 
 
 @pytest.mark.parametrize("conninfo", ["nonsense", "a = b", "host='open", 7, None])
 def test_what_cannot_be_read_goes_on_as_it_is(conninfo: Any) -> None:
     """So that the library says what is wrong with it."""
-    assert with_defaults(conninfo, {}) is conninfo
+    assert passed(conninfo) == (conninfo, {})
+    assert SyncPsycopg().patience(conninfo, {}) == 130  # a class of the user's may read it
     for driver in (SyncPsycopg(), SyncPsycopg2()):
-        assert driver.patience(conninfo, {}) == 10
         assert not driver.wants_writable(conninfo, {})
     if conninfo is not None:  # psycopg2 does without
-        kwargs = {"user": "me"}
-        assert with_defaults2(conninfo, kwargs) == kwargs
+        assert with_defaults2(conninfo) is conninfo
 
 
 def test_the_libraries_say_what_is_wrong(side: Side) -> None:
@@ -173,7 +172,8 @@ def test_the_libraries_say_what_is_wrong(side: Side) -> None:
 
 def test_psycopg2_may_be_given_nothing_at_all() -> None:
     """Then the environment tells where to connect, and the time-outs are added as ever."""
-    assert with_defaults2(None, {}) == ALL
+    for nothing in ("", None):
+        assert psycopg2.extensions.parse_dsn(with_defaults2(nothing)) == ALL
 
 
 @pytest.mark.parametrize("driver", [SyncPsycopg(), AsyncPsycopg(), SyncPsycopg2()])
@@ -239,7 +239,6 @@ def test_psycopg2_pool_has_its_address_among_the_keyword_arguments() -> None:
     kwargs = {"dsn": "connect_timeout=7 target_session_attrs=primary"}
     assert SyncPsycopg2().patience("", kwargs) == 7
     assert SyncPsycopg2().wants_writable("", kwargs)
-    assert "connect_timeout" not in with_defaults2(None, kwargs).keys() - kwargs.keys()
 
 
 def test_the_drop_ins_have_them_too(dsn: str) -> None:
@@ -268,3 +267,44 @@ def test_several_hosts_are_taken_as_they_come(side: Side) -> None:
     assert side.driver.wants_writable("host=a,b", {}) is False
     assert side.driver.wants_writable("hostaddr=::1,127.0.0.1", {}) is False
     assert side.driver.wants_writable("host=a,b target_session_attrs=primary", {}) is True
+
+
+# What an attempt may take ------------------------------------------------------------------------
+
+
+def test_a_patient_attempt_has_more_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The added connect_timeout is that many times as long, two minutes at most."""
+    for factor, seconds in ((1, 10), (2, 20), (8, 80), (64, 120)):
+        assert libpq.missing({}, factor) == {**ALL, "connect_timeout": str(seconds)}
+        assert libpq.patience({}, inf, factor) == seconds
+    assert passed("", factor=4)[1]["connect_timeout"] == 40
+    monkeypatch.setenv("PGHOST", "a,b")
+    assert libpq.patience({}, inf, 2) == 40
+    assert SyncPsycopg().patience("", {}, 2) == AsyncPsycopg().patience("", {}, 2) == 40
+
+
+@pytest.mark.parametrize("source", ["string", "keyword", "environment", "service"])
+def test_no_attempt_is_more_patient_than_somebody_has_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    """A connect_timeout that is set anywhere is never multiplied."""
+    conninfo = {"string": "connect_timeout=7", "service": "service=ours"}.get(source, "")
+    kwargs: dict[str, Any] = {"connect_timeout": 7} if source == "keyword" else {}
+    if source == "environment":
+        monkeypatch.setenv("PGCONNECT_TIMEOUT", "7")
+    service_file(tmp_path / "services", monkeypatch, "[ours]\nconnect_timeout=7\n")
+    assert passed(conninfo, factor=8, **kwargs)[1].get("connect_timeout", 7) == 7
+    assert SyncPsycopg().patience(conninfo, kwargs, 8) == 7
+
+
+def test_what_cannot_be_added_gives_no_patience() -> None:
+    """A class without room for connect_timeout has what it has without."""
+
+    class Narrow:
+        @classmethod
+        def connect(cls, conninfo: str) -> None: ...
+
+    driver = SyncPsycopg()
+    assert driver.patience("", {}, 1, Narrow) == 130
+    assert driver.patience("connect_timeout=7", {}, 1, Narrow) == 7
+    assert driver.patience("", {}, 2, Recorder) == 20

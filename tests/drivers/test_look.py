@@ -124,6 +124,8 @@ def test_notices_and_parameters_are_not_death(side: Side) -> None:
         assert side.driver.look(conn) is None
         assert side.driver.readable([conn]) == []
         assert side.driver.standby(conn) is False
+        if side.name == "psycopg":
+            side.driver.deliver(conn)
         assert "mind the gap" in notices[0]
 
 
@@ -213,7 +215,7 @@ def test_a_descriptor_that_is_given_away_at_once_does_not_hide_it(
 
 def test_a_storm_of_notifies_is_taken_in_whole(side: Side) -> None:
     """However much has come: it is read, nothing is lost, and the connection lives."""
-    payloads = [f"{number:0200d}" for number in range(20_000)]
+    payloads = [f"{number:01000d}" for number in range(5_000)]
     with ScriptedServer() as server:
         conn, peer = server.greets(side)
         storm = b"".join(map(notification, payloads))
@@ -288,18 +290,27 @@ def test_a_row_that_nobody_has_asked_for_is_not_death(side: Side) -> None:
 
 
 def test_a_handler_gets_what_another_thread_has_read(dsn: str, admin: psycopg.Connection) -> None:
-    """Psycopg's handlers are called where the client uses the connection, not where it is read."""
+    """Psycopg's handlers are called in the client that is lent the connection, before later ones.
+
+    Not where it is read: they are the user's, and may block.
+    """
     side = Side("psycopg")
     conn = side.connect(dsn)
     conn.execute("listen handled")
     calls: list[Any] = []
     conn.add_notify_handler(lambda n: calls.append((n.payload, threading.current_thread())))
-    admin.execute("notify handled, 'one'")
-    await_input(conn)
-    assert in_another_thread(lambda: side.driver.look(conn)) is None
+    for payload in ("one", "two"):
+        admin.execute(f"notify handled, '{payload}'")
+        await_input(conn)
+        assert in_another_thread(lambda: side.driver.look(conn)) is None
     assert calls == []
+    admin.execute("notify handled, 'three'")
+    await_input(conn)
+    side.driver.deliver(conn)
     conn.execute("select 1")
-    assert calls == [("one", threading.current_thread())]
+    assert calls == [(each, threading.current_thread()) for each in ("one", "two", "three")]
+    side.driver.deliver(conn)  # has nothing more
+    assert len(calls) == 3
     side.close()
 
 
@@ -310,6 +321,7 @@ def test_the_generator_gets_what_another_thread_has_read(
     side = Side("psycopg")
     conn = side.connect(dsn)
     conn.execute("listen generated")
+    side.driver.deliver(conn)  # has nothing yet
     for payload in ("one", "two"):
         admin.execute(f"notify generated, '{payload}'")
         await_input(conn)
@@ -348,6 +360,115 @@ def test_psycopg2_keeps_what_another_thread_has_read(
     else:
         side.value(conn, "select 1")
     assert [n.payload for n in conn.notifies] == ["one"]
+    side.close()
+
+
+# What is kept for the user's handlers ------------------------------------------------------------
+
+
+def test_no_handler_of_notices_is_called_by_a_look() -> None:
+    """They are called in the client that is lent the connection, each with its notice, in order."""
+    side = Side("psycopg")
+    with ScriptedServer() as server:
+        conn, peer = server.greets(side)
+        heard: list[Any] = []
+
+        def hear(diag: psycopg.errors.Diagnostic) -> None:
+            heard.append((diag.message_primary, diag.severity, diag.sqlstate, diag.source_line))
+
+        conn.add_notice_handler(hear)
+        for text in ("one", "two"):
+            peer.sendall(notice("N", "WARNING", "01000", text))
+            await_input(conn)
+            assert side.driver.look(conn) is None
+        assert heard == []
+        side.driver.deliver(conn)
+        assert heard == [(text, "WARNING", "01000", None) for text in ("one", "two")]
+    side.close()
+
+
+def test_of_a_storm_of_notices_the_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing grows without a bound on a connection that nobody uses."""
+    monkeypatch.setattr("forebay.drivers.psycopg.NOTICES", 3)
+    side = Side("psycopg")
+    with ScriptedServer() as server:
+        conn, peer = server.greets(side)
+        texts = side.keep_notices(conn)
+        peer.sendall(b"".join(notice("N", "WARNING", "01000", str(n)) for n in range(9)))
+        await_input(conn)
+        assert side.driver.look(conn) is None
+        side.driver.deliver(conn)
+        assert texts == ["6", "7", "8"]
+    side.close()
+
+
+def test_a_handler_that_fails_fails_alone(
+    dsn: str, admin: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The client gets its connection, the others are called, and the log tells."""
+    side = Side("psycopg")
+    conn = side.connect(dsn)
+    conn.execute("listen failing")
+    calls: list[str] = []
+
+    def fail(notify: psycopg.Notify) -> None:
+        calls.append(notify.payload)
+        raise ValueError("the user's own")
+
+    conn.add_notify_handler(fail)
+    admin.execute("notify failing, 'one'")
+    admin.execute("notify failing, 'two'")
+    await_input(conn)
+    assert side.driver.look(conn) is None
+    side.driver.deliver(conn)
+    assert calls == ["one", "two"]
+    assert "the user's own" in caplog.text
+    side.close()
+
+
+@pytest.mark.parametrize("handled", [False, True], ids=["backlog", "handler"])
+def test_an_idle_connection_does_not_gather_notifies_without_end(
+    dsn: str, admin: psycopg.Connection, monkeypatch: pytest.MonkeyPatch, handled: bool
+) -> None:
+    """One that still LISTENs, and nobody takes what comes, is given up; the error says so."""
+    monkeypatch.setattr("forebay.drivers.psycopg.NOTIFIES", 5)
+    side = Side("psycopg")
+    conn = side.connect(dsn)
+    conn.execute("listen gathering")
+    if handled:
+        conn.add_notify_handler(lambda _: None)
+    for number in range(5):
+        admin.execute("select pg_notify('gathering', %s)", [str(number)])
+    await_input(conn)
+    assert side.driver.look(conn) is None
+    admin.execute("notify gathering, 'one too many'")
+    await_input(conn)
+    error = side.driver.look(conn)
+    assert isinstance(error, psycopg.OperationalError)
+    assert "UNLISTEN" in str(error)
+    side.close()
+
+
+def test_what_is_taken_in_time_is_no_trouble(
+    dsn: str, admin: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are in all."""
+    monkeypatch.setattr("forebay.drivers.psycopg.NOTIFIES", 5)
+    side = Side("psycopg")
+    conn = side.connect(dsn)
+    conn.execute("listen taken")
+    for handled in (False, True):
+        taken: list[str] = []
+        if handled:
+            conn.add_notify_handler(lambda n, taken=taken: taken.append(n.payload))
+        for number in range(12):
+            admin.execute("select pg_notify('taken', %s)", [str(number)])
+            await_input(conn)
+            assert side.driver.look(conn) is None
+            side.driver.deliver(conn)
+            if not handled:
+                taken += [n.payload for n in conn.notifies(timeout=0)]
+        assert taken == [str(number) for number in range(12)]
     side.close()
 
 

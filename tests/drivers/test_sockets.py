@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from forebay import _sockets
-from forebay.psycopg2_pool import _Driver
 
 from .sides import Side
 
@@ -93,10 +92,10 @@ def test_a_number_too_high_for_select_is_silent(
 
 
 def test_connections_that_take_no_attributes_are_looked_at_too(dsn: str) -> None:
-    """A class with __slots__, as psycopg2_pool's drop-in puts up with."""
+    """Psycopg2's own class, which a factory may make."""
     side = Side("psycopg2")
     conn = side.connect(dsn)
-    driver = _Driver()
+    driver = side.driver
     assert not hasattr(conn, "__dict__")
     assert driver.look(conn) is None
     assert driver.readable([conn]) == []

@@ -23,7 +23,7 @@ from forebay.drivers.psycopg2 import SyncPsycopg2
 from .scripted import ScriptedServer, notice
 from .sides import Side
 
-REJECTED, CREDENTIALS = Verdict.REJECTED, Verdict.CREDENTIALS
+REJECTED, HOPELESS, CREDENTIALS = Verdict.REJECTED, Verdict.HOPELESS, Verdict.CREDENTIALS
 CROWDED, TRANSIENT = Verdict.CROWDED, Verdict.TRANSIENT
 
 #: What the server has, one statement each.
@@ -63,16 +63,27 @@ WRONG: list[tuple[dict[str, Any], Verdict]] = [
     ({"user": "plain", "dbname": "closed_shop"}, REJECTED),
     ({"host": "127.0.0.1", "user": "refused", "password": "x"}, REJECTED),
     ({"host": "127.0.0.1", "user": "plain"}, REJECTED),  # no entry in pg_hba.conf
-    ({"host": "no-such-host.invalid"}, REJECTED),
+    ({"host": "no-such-host.invalid"}, TRANSIENT),  # not yet
     ({"host": "127.0.0.1", "sslmode": "require"}, REJECTED),  # this server has no TLS
-    ({"sslmode": "sometimes"}, REJECTED),
-    ({"port": "99999"}, REJECTED),
-    ({"port": "first"}, REJECTED),
-    ({"connect_timeout": "soon"}, REJECTED),
+    ({"sslmode": "sometimes"}, HOPELESS),
+    ({"port": "99999"}, HOPELESS),
+    ({"port": "first"}, HOPELESS),
+    ({"port": "first", "host": "localhost"}, HOPELESS),  # psycopg looks it up with the host
+    ({"port": "1,2,3"}, HOPELESS),
+    ({"host": "a,b", "hostaddr": "127.0.0.1"}, HOPELESS),
+    ({"hostaddr": "here"}, HOPELESS),
+    ({"host": "/" + "x" * 200}, HOPELESS),
+    ({"connect_timeout": "soon"}, HOPELESS),
+    ({"target_session_attrs": "some"}, HOPELESS),
+    ({"require_auth": "none,!md5"}, HOPELESS),
+    ({"sslmode": "require", "sslrootcert": "system"}, HOPELESS),
+    ({"ssl_min_protocol_version": "TLSv9"}, HOPELESS),
+    ({"ssl_min_protocol_version": "TLSv1.3", "ssl_max_protocol_version": "TLSv1.2"}, HOPELESS),
+    ({"keepalives": "often", "host": "127.0.0.1"}, HOPELESS),
     ({"options": "-c no_such_setting=1"}, REJECTED),
     ({"options": "-c work_mem=much"}, REJECTED),
-    ({"no_such_option": "1"}, REJECTED),
-    ({"service": "no_such_service"}, REJECTED),
+    ({"no_such_option": "1"}, HOPELESS),
+    ({"service": "no_such_service"}, HOPELESS),
     ({"host": "127.0.0.1,127.0.0.1", "dbname": "nowhere", "password": "right"}, REJECTED),
     ({"host": "/no/such/folder"}, TRANSIENT),
 ]
@@ -188,6 +199,22 @@ def test_a_server_on_its_way_down_is_transient(side: Side) -> None:
         ("FATAL", "08P01", "no such database: me", REJECTED),  # PgBouncer
         ("FATAL", "08P01", "no more connections allowed (max_client_conn)", CROWDED),
         ("FATAL", "08P01", "server login has been failing, try again later", TRANSIENT),
+        (
+            "FATAL",
+            "08P01",
+            "server login has been failing, cached error: password authentication failed",
+            TRANSIENT,
+        ),
+        ("FATAL", "08P01", "SASL authentication failed", CREDENTIALS),
+        ("FATAL", "08P01", "password authentication failed", CREDENTIALS),
+        ("FATAL", "08P01", "unsupported startup parameter: options", REJECTED),
+        (
+            "FATAL",
+            "08P01",
+            "unsupported startup parameter in options: statement_timeout",
+            REJECTED,
+        ),
+        ("FATAL", "08P01", 'invalid connection option "x"', TRANSIENT),  # a server has been asked
     ],
 )
 def test_what_another_server_says_is_judged_by_its_text(
@@ -248,14 +275,15 @@ def test_one_host_that_may_come_back_is_waited_for(small: EmbeddedPostgres) -> N
     assert side.driver.verdict(error) is TRANSIENT
 
 
-def test_a_resolver_that_is_out_of_order_is_transient() -> None:
-    """It has numbers of its own, and what it says depends on the system's language."""
-    numbers = {socket.EAI_AGAIN: TRANSIENT, socket.EAI_FAIL: TRANSIENT, socket.EAI_NONAME: REJECTED}
-    for number, verdict in numbers.items():
+def test_a_name_that_does_not_resolve_may_do_so_later() -> None:
+    """Whatever the resolver says, in whatever language: a container may start before its server."""
+    for number in (socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_NONAME):
         text = f"failed to resolve host 'db': [Errno {int(number)}] what the system says"
-        assert libpq.judge(text) is verdict
-    failure = "Temporary failure in name resolution"
-    assert libpq.judge(f'could not translate host name "db" to address: {failure}') is TRANSIENT
+        assert libpq.judge(text) is TRANSIENT
+    for reason in ("Temporary failure in name resolution", "Name or service not known"):
+        text = f'could not translate host name "db" to address: {reason}'
+        assert libpq.judge(text) is TRANSIENT
+        assert libpq.judge(f"connection is bad: {text}") is TRANSIENT
 
 
 @pytest.mark.parametrize("driver", [SyncPsycopg(), AsyncPsycopg(), SyncPsycopg2()])
@@ -282,10 +310,61 @@ def test_what_is_no_error_of_the_library_is_transient(driver: Any) -> None:
         "postgresql://h:x y/db",
     ],
 )
-def test_a_connection_string_that_cannot_be_read_is_rejected(side: Side, conninfo: str) -> None:
-    """In the words of libpq, or the library's own."""
+def test_a_connection_string_that_cannot_be_read_is_hopeless(side: Side, conninfo: str) -> None:
+    """In the words of libpq, or the library's own; whether or not it may have a password."""
     error = side.failure(conninfo)
-    assert side.driver.verdict(error) is REJECTED, error
+    assert side.driver.verdict(error) is HOPELESS, error
+
+
+def test_of_several_verdicts_the_mildest_counts() -> None:
+    """One host that can be asked is worth asking again."""
+    bad = 'invalid port number: "99999"'
+    assert libpq.judge(bad) is HOPELESS
+    assert libpq.judge(f"{bad}\n{NO_DATABASE}") is REJECTED
+    assert libpq.judge(f"{bad}\n{NO_PASSWORD}\n{NO_DATABASE}") is CREDENTIALS
+    assert libpq.judge(f"{bad}\n{DOWN}") is TRANSIENT
+
+
+# Nobody answers ----------------------------------------------------------------------------------
+
+
+def test_a_server_that_lets_nobody_in_has_not_answered() -> None:
+    """By psycopg's own time-out, of one host and of several."""
+    driver = SyncPsycopg()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        dsn = f"host=127.0.0.1 port={port} connect_timeout=2 sslmode=disable gssencmode=disable"
+        error = Side("psycopg").failure(dsn)
+        assert driver.unanswered(error)
+        assert driver.verdict(error) is TRANSIENT
+        with socket.create_server(("127.0.0.1", 0)) as closed:
+            gone = closed.getsockname()[1]
+        error = Side("psycopg").failure(dsn, host="127.0.0.1,127.0.0.1", port=f"{port},{gone}")
+        assert "Connection refused" in str(error).splitlines()[0]
+        assert driver.unanswered(error)
+
+
+@pytest.mark.parametrize(
+    ("text", "unanswered"),
+    [
+        ("timeout expired\n", True),
+        (f"{AT}timeout expired", True),
+        (f"{DOWN}\n{AT}timeout expired", True),
+        ("connection timeout expired", True),
+        (DOWN, False),
+        (f"{AT}FATAL:  canceling authentication due to timeout", False),
+        (f'{AT}FATAL:  database "timeout expired" does not exist', False),
+    ],
+)
+def test_libpqs_words_for_it_are_known(text: str, unanswered: bool) -> None:
+    """One attempt of several is enough: there more patience may help."""
+    assert libpq.unanswered(text) is unanswered
+    assert SyncPsycopg().unanswered(psycopg.OperationalError(text)) is unanswered
+
+
+def test_what_is_no_error_of_psycopgs_has_been_answered() -> None:
+    """A class of the user's may have time-outs of its own, which the pool cannot lengthen."""
+    assert not AsyncPsycopg().unanswered(TimeoutError("connection timeout expired"))
 
 
 def test_a_mistake_in_a_callback_is_not_one_in_the_connection_string(side: Side) -> None:

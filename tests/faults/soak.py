@@ -609,7 +609,7 @@ class Soak:
 
     def _show_strays(self) -> None:
         """Say who refers to connections and entries that no pool knows."""
-        known = {entry for case in self.cases for entry in case.pool._core.entries}
+        known = {entry for case in self.cases for entry in case.pool._forebay.core.entries}
         objects = gc.get_objects()
         strays = [each for each in objects if isinstance(each, Entry) and each not in known]
         sys.stderr.write(f"  entries: {[(each, each.holder, each.lent_at) for each in strays]}\n")

@@ -31,7 +31,7 @@ KEEPS_DISCARDED = """
 from forebay._core import Core
 from forebay._entry import Effects
 kept = []
-def discard(core, entry, conn, now, **options):
+def discard(core, entry, conn, now, *chance, **options):
     kept.append(conn)
     return Effects()
 Core.discard = discard

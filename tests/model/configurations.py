@@ -34,6 +34,7 @@ class Configuration:
     keepalive_interval: float = 0
     max_uses: int = 0
     action_timeout: float = inf
+    rejected_after: float = 0
     configure: bool = False
     check: bool = False
     reset: bool = False
@@ -43,6 +44,9 @@ class Configuration:
     nested: bool = False  # whether it may ask for another connection while it holds one
     unleased: bool = False  # whether the last of them takes connections without a lease
     timeout: float = inf
+    handler: tuple[str, ...] = ()  # what a handler does, in the middle of everything else
+    handles: int = 0  # how often
+    loop: bool = False  # whether all run in one event loop
     # What may happen.
     orders: tuple[str, ...] = ()  # what is done to the pool: each once, at any moment
     fails: frozenset[str] = frozenset()  # requests that may fail
@@ -53,13 +57,20 @@ class Configuration:
     hangs: frozenset[str] = frozenset()  # requests that may never end
     deaf: bool = False  # whether shutting down the socket does not end them either
     noisy: bool = False  # whether sockets always have something to read
+    unanswered: bool = False  # whether an attempt that fails had no answer
     verdict: Verdict = Verdict.TRANSIENT  # what a failed attempt to connect means
     fresh: bool = False  # whether each attempt may have other credentials
     mishaps: int = 0  # failures, cancellations and bad returns in all
-    ticks: float = inf  # how often time passes at most
+    ticks: float = inf  # how often time passes at most; a free clock: while others could go on
     clock: str = ""  # "free": time passes at any moment, "quiet": when nothing else can happen
     preempted: bool = False  # whether others may run after each transition, as threads do
     chance: float = 0.5
+
+    @property
+    def leased(self) -> bool:
+        """Whether clients have leases."""
+        leased = {"returns forsaken", "returns late", "returns twice"}
+        return self.nested or bool(leased & {f"returns {how}" for how in self.returns})
 
     def bounds(self) -> str:
         """The bounds of the exploration, in a few words."""
@@ -67,6 +78,8 @@ class Configuration:
         if self.mishaps:
             parts.append(f"{self.mishaps} mishaps")
         parts.extend(["nested"] * self.nested)
+        if self.handler:
+            parts.append(f"{self.handles} handlers")
         parts.extend(self.orders)
         parts.extend(n for n in ("configure", "check", "reset") if getattr(self, n))
         if self.clock and self.ticks < inf:
@@ -85,7 +98,7 @@ def _some(*kinds: str) -> frozenset[str]:
     return frozenset(kinds)
 
 
-TABLE = (
+TABLE: tuple[Configuration, ...] = (
     # The hot path and the queue.
     Configuration("plain", clients=3, operations=2),
     Configuration(
@@ -151,6 +164,7 @@ TABLE = (
         returns=("unclean",),
         cancels=_some("wait", "rollback"),
         mishaps=2,
+        ticks=2,
         clock="free",
     ),
     # Callbacks.
@@ -292,6 +306,16 @@ TABLE = (
         cancels=_some("connect", "close", "wait", "reset"),
         mishaps=1,
     ),
+    Configuration(
+        "forgotten",
+        orders=("forget",),
+        max_size=1,
+        clients=1,
+        returns=("unclean",),
+        mishaps=1,
+        reset=True,
+        clock="quiet",
+    ),
     Configuration("close preempted", orders=("close",), max_size=1, preempted=True),
     # Time.
     Configuration("expiry", max_lifetime=2, operations=2, clock="quiet", chance=0.0),
@@ -316,9 +340,30 @@ TABLE = (
         mishaps=2,
         clock="quiet",
     ),
-    Configuration("killed while trusted", kills=True, mishaps=1, clock="free"),
+    Configuration(
+        "dies beside another",
+        min_size=2,
+        clients=1,
+        operations=0,
+        kills=True,
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "dies at once",
+        clients=1,
+        operations=2,
+        cuts=True,
+        kills=True,
+        fails=_some("ping"),
+        mishaps=3,
+        clock="quiet",
+    ),
+    Configuration("killed while trusted", kills=True, mishaps=1, ticks=1, clock="free"),
     Configuration("killed and trusted again", kills=True, clients=1, mishaps=1, clock="quiet"),
-    Configuration("killed in turn", kills=True, bypass_window=-1, lifo=False, mishaps=2),
+    Configuration(
+        "killed in turn", kills=True, bypass_window=-1, lifo=False, mishaps=2, clock="quiet"
+    ),
     Configuration(
         "killed preempted",
         kills=True,
@@ -329,7 +374,14 @@ TABLE = (
         preempted=True,
     ),
     Configuration(
-        "noise", noisy=True, kills=True, clients=1, operations=2, mishaps=1, clock="free"
+        "noise",
+        noisy=True,
+        kills=True,
+        clients=1,
+        operations=2,
+        mishaps=1,
+        ticks=1,
+        clock="free",
     ),
     Configuration(
         "connects hang",
@@ -402,7 +454,7 @@ TABLE = (
         "second probe",
         min_size=0,
         max_size=3,
-        num_workers=3,
+        num_workers=1,
         action_timeout=3,
         hangs=_some("connect"),
         fails=_some("connect"),
@@ -427,7 +479,15 @@ TABLE = (
         mishaps=2,
         clock="quiet",
     ),
-    Configuration("forsaken late", max_size=1, returns=("forsaken late",), mishaps=1, clock="free"),
+    Configuration("forsaken late", max_size=1, returns=("late",), mishaps=1, clock="free"),
+    Configuration(
+        "returned twice",
+        max_size=1,
+        returns=("twice", "forsaken"),
+        mishaps=2,
+        ticks=1,
+        clock="free",
+    ),
     Configuration(
         "forsaken and reset",
         reset=True,
@@ -439,9 +499,19 @@ TABLE = (
         clock="quiet",
     ),
     # Clients that ask for another connection while they hold one.
-    Configuration("nested alone", max_size=1, nested=True, operations=2),
-    Configuration("nested", clients=3, nested=True, operations=2, cancels=_some("wait"), mishaps=1),
-    Configuration("nested in part", max_size=1, nested=True, unleased=True, operations=2),
+    Configuration("nested alone", max_size=1, nested=True, operations=2, clock="quiet"),
+    Configuration(
+        "nested",
+        clients=3,
+        nested=True,
+        operations=2,
+        cancels=_some("wait"),
+        mishaps=1,
+        clock="quiet",
+    ),
+    Configuration(
+        "nested in part", max_size=1, nested=True, unleased=True, operations=2, clock="quiet"
+    ),
     Configuration(
         "nested and failures",
         nested=True,
@@ -450,7 +520,9 @@ TABLE = (
         mishaps=2,
         clock="quiet",
     ),
-    Configuration("nested preempted", max_size=1, nested=True, operations=2, preempted=True),
+    Configuration(
+        "nested preempted", max_size=1, nested=True, operations=2, clock="quiet", preempted=True
+    ),
     Configuration(
         "nested and timeouts",
         nested=True,
@@ -464,9 +536,25 @@ TABLE = (
     Configuration(
         "rejected",
         verdict=Verdict.REJECTED,
+        rejected_after=0.01,
         fails=_some("connect"),
         cuts=True,
         mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "rejected at once",
+        verdict=Verdict.REJECTED,
+        fails=_some("connect"),
+        mishaps=2,
+        clock="quiet",
+    ),
+    Configuration(
+        "hopeless",
+        verdict=Verdict.HOPELESS,
+        rejected_after=1,
+        fails=_some("connect"),
+        mishaps=1,
         clock="quiet",
     ),
     Configuration(
@@ -501,6 +589,104 @@ TABLE = (
         fails=_some("connect"),
         mishaps=3,
         clock="quiet",
+    ),
+)
+
+#: What a handler does: it has a connection for a while, or a block, or ends the pool.
+HANDLES = ("asks", "returns", "returns unclean", "block", "closes")
+
+TABLE += (
+    # A handler that runs in the middle of everything.
+    Configuration("handled", max_size=1, handler=HANDLES, handles=1, clock="quiet"),
+    Configuration(
+        "handled twice", max_size=1, clients=1, handler=HANDLES, handles=2, clock="quiet"
+    ),
+    Configuration(
+        "handled in turn",
+        lifo=False,
+        min_size=2,
+        clients=1,
+        handler=HANDLES,
+        handles=1,
+        clock="quiet",
+    ),
+    Configuration(
+        "handled loop",
+        max_size=1,
+        cancels=_some("wait"),
+        mishaps=1,
+        handler=HANDLES,
+        handles=1,
+        loop=True,
+        clock="quiet",
+    ),
+    Configuration(
+        "handled null",
+        **(NULL | {"max_size": 1}),
+        fails=_some("connect"),
+        mishaps=1,
+        handler=HANDLES,
+        handles=1,
+        clock="quiet",
+    ),
+    Configuration(
+        "handled reset",
+        reset=True,
+        max_size=1,
+        returns=("unclean",),
+        mishaps=1,
+        handler=HANDLES,
+        handles=1,
+        clock="quiet",
+    ),
+    Configuration(
+        "handled mishaps",
+        max_size=1,
+        clients=1,
+        returns=("unclean", "forsaken"),
+        mishaps=1,
+        handler=HANDLES,
+        handles=1,
+        clock="quiet",
+    ),
+    Configuration(
+        "handled timeouts", max_size=1, timeout=1, handler=HANDLES, handles=1, clock="quiet"
+    ),
+    Configuration(
+        "handled verify",
+        max_size=1,
+        clients=1,
+        orders=("verify",),
+        handler=("block",),
+        handles=1,
+        clock="quiet",
+    ),
+    Configuration(
+        "handled drain",
+        max_size=1,
+        operations=0,
+        clients=1,
+        orders=("drain",),
+        handler=("block", "closes"),
+        handles=1,
+        clock="quiet",
+    ),
+    Configuration(
+        "handled nested",
+        max_size=1,
+        nested=True,
+        operations=2,
+        handler=HANDLES,
+        handles=1,
+        clock="quiet",
+    ),
+    Configuration(
+        "handled preempted",
+        max_size=1,
+        handler=HANDLES,
+        handles=1,
+        clock="quiet",
+        preempted=True,
     ),
 )
 

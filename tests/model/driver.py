@@ -14,6 +14,10 @@ class Failure(Exception):
     """What a connect, a callback or a round trip may raise."""
 
 
+class NoAnswer(Failure):
+    """What a connect raises whose own time is over."""
+
+
 class Cancelled(BaseException):
     """A cancellation, as asyncio throws it into a task."""
 
@@ -44,6 +48,10 @@ class Refusals:
         """Connecting fails for good."""
         return Refused("rejected")
 
+    def nested(self, _core: Any) -> Exception:
+        """A handler asks inside a transition."""
+        return Refused("nested")
+
     def deadlock(self, *_facts: Any) -> Exception:
         """Everybody waits for everybody."""
         self.deadlocked()
@@ -73,8 +81,10 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_driver",
+        "back",
         "closed",
         "cut",
+        "died",
         "entry",
         "excused",
         "generation",
@@ -83,6 +93,7 @@ class Connection:
         "standby",
         "state",
         "uses",
+        "work",
     )
 
     def __init__(self, driver: ModelDriver, number: int, generation: int) -> None:
@@ -93,6 +104,9 @@ class Connection:
         self.state = "clean"  # or "unclean" (in a transaction), or "broken"
         self.closed = 0  # how often
         self.uses = 0  # how many clients have had it
+        self.work: Any = None  # the client that has begun something on it and not committed it
+        self.back = False  # it was returned once
+        self.died = False  # the server has ended its session
         self.cut = False  # its lifeline was cut
         self.standby = driver.standby_now  # what its server was when it was opened
         self.spoiled = False  # something that was done to it has failed or was cut short
@@ -144,6 +158,26 @@ class ModelDriver:
         """Whether it is anything but clean."""
         return conn.state != "clean"
 
+    def label(self, conn: Connection) -> str:
+        """Its name."""
+        return repr(conn)
+
+    def died(self, conn: Connection) -> bool:
+        """Whether the server has ended its session."""
+        return conn.died
+
+    def end(self, conn: Connection) -> None:
+        """Close it on the spot."""
+        conn.closed += 1
+        conn.work = None
+
+    def deliver(self, conn: Connection) -> None:
+        """There is nothing to hear."""
+
+    def unanswered(self, error: BaseException) -> bool:
+        """Whether it tells that the server did not answer."""
+        return isinstance(error, NoAnswer)
+
     def usable(self, conn: Connection) -> bool:
         """Whether it works."""
         return conn.state != "broken"
@@ -172,9 +206,11 @@ class ModelDriver:
         """It refers to nothing."""
         return error
 
-    def patience(self, *_parameters: Any) -> float:
+    def patience(
+        self, _conninfo: Any, _kwargs: Any, factor: int = 1, _connection_class: Any = None
+    ) -> float:
         """How long connecting may take by itself."""
-        return 1.0
+        return 1.0 * min(factor, 4)
 
     def standby(self, conn: Connection) -> bool | None:
         """What its server was when it was opened."""
@@ -202,13 +238,14 @@ class ModelDriver:
 
     async def close(self, conn: Connection) -> None:
         """Close it: even a close that fails or is cut short has closed the socket."""
-        conn.closed += 1
+        self.end(conn)
         await ask("close", conn)
 
     async def rollback(self, conn: Connection) -> None:
         """End the transaction."""
         await ask("rollback", conn)
         conn.state = "clean"
+        conn.work = None
 
     async def ping(self, conn: Connection) -> None:
         """Make a round trip."""

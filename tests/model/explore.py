@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 
 from .configurations import Configuration
 from .fingerprint import fingerprint
@@ -106,6 +107,7 @@ class Explorer:
         self.keys = keys
         self.graph = Graph()
         self.result = Result(config)
+        self._reached = True  # whether the last move was long enough for its handler
 
     def run(self, depth: int) -> Result:
         """Explore to a depth."""
@@ -133,17 +135,24 @@ class Explorer:
         """Make every move from a state; gives the new states and their moves."""
         path = self.graph.path(number)
         for move in moves:
-            if self.result.sentence is not None:
-                return
-            found = self._step(number, path, move)
-            if found is not None:
-                yield found
+            for point in count() if move.handler else (0,):
+                if self.result.sentence is not None:
+                    return
+                found = self._step(number, path, move._replace(point=point))
+                if not self._reached:
+                    break
+                if found is not None:
+                    yield found
 
     def _step(self, number: int, path: Path, move: Move) -> tuple[int, list[Move]] | None:
         """Make one move; gives the state and its moves if it is new."""
         world = replay(self.config, self.code, path)
         step, mishaps = Step(world, move), world.mishaps
         world.apply(move)
+        self._reached = world.handled or not move.handler
+        if not self._reached:  # it is over before that point
+            world.end()
+            return None
         self.result.transitions += 1
         sentence = step.violated()
         if sentence is not None:
@@ -208,6 +217,11 @@ def story(result: Result, code: Code | None = None) -> str:
 
 
 def _describe(world: World, move: Move) -> str:
+    handler = f" (handler {move.handler} at line {move.point})" if move.handler else ""
+    return _describe_move(world, move) + handler
+
+
+def _describe_move(world: World, move: Move) -> str:
     if move.actor == "flow":
         task = world.tasks[move.number]
         kind, subject, _ = task.request

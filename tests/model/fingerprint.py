@@ -32,40 +32,59 @@ from types import (
 from typing import Any
 
 from forebay._core import Core
-from forebay._entry import OPENING, Effects, Entry, Held, Permit
-from forebay._policy import CROWDED_INTERVAL, PROBE_PATIENCE
+from forebay._entry import LENT, OPENING, Effects, Entry, Held, Permit, Return, Token
+from forebay._policy import CROWDED_INTERVAL, PROBATION, PROBE_PATIENCE
 
 from .driver import Connection, Lifeline
 from .runtime import ModelWaiter, Request
-from .world import Client, World
+from .world import Client, Lending, World
 
 #: Told by its content.
 PLAIN = frozenset({type(None), bool, int, str, bytes})
 #: Told by its type alone: the same in every world, or read elsewhere.
 CONSTANT = (FunctionType, MethodType, BuiltinMethodType, CodeType, FrameType, ModuleType, type)
-PARTS = {"Core", "Flows", "World", "ModelRuntime", "ModelDriver", "Refusals", "Lock", "Logger"}
-SEQUENCES = frozenset({tuple, list, deque, Request})
+PARTS = {
+    *("Core", "Flows", "Source", "World", "ModelRuntime", "ModelDriver", "Refusals", "Lock"),
+    "Logger",
+}
+SEQUENCES = frozenset({tuple, list, deque, Request, Return, Lending})
 #: Objects with an identity, and what of them is read.
 OBJECTS: dict[type, tuple[str, ...]] = {
     Entry: Entry.__slots__,
-    ModelWaiter: ("claim", "conn", "deadline", "entry", "error", "ready", "since", "woken"),
+    ModelWaiter: (
+        "claim",
+        "client",
+        "conn",
+        "deadline",
+        "entry",
+        "error",
+        "ready",
+        "since",
+        "woken",
+    ),
     Client: (),
     Effects: Effects.__slots__,
     Connection: (
-        *("closed", "cut", "drained", "entry", "excused", "spoiled", "standby", "state", "uses"),
+        *("back", "closed", "cut", "died", "drained", "entry", "excused", "spoiled", "standby"),
+        *("state", "uses", "work"),
     ),
     Lifeline: ("conn",),
     Permit: (),
+    Token: (),
 }
+
+#: Follow from the rest, which invariants say.
+DERIVED = {"claims", "ready", "witness", "_put_back", "_take"}
 
 
 def _read() -> tuple[str, ...]:
     """The slots of the core that tell one state from another."""
     core = Core.__new__(Core)
+    core.moves = 0
     core.reset_counters()
     counters = {name for name in Core.__slots__ if hasattr(core, name)}
     settings = set(signature(Core).parameters) - {"min_size", "max_size"}  # resize() changes these
-    return tuple(n for n in Core.__slots__ if n not in counters | settings | {"_put_back", "_take"})
+    return tuple(n for n in Core.__slots__ if n not in counters | settings | DERIVED)
 
 
 READ = _read()
@@ -75,7 +94,7 @@ class Past(float):
     """A moment of the past, of which only the order matters."""
 
 
-Token = int | str | bool | float | None
+Told = int | str | bool | float | None
 
 
 class Teller:
@@ -85,7 +104,10 @@ class Teller:
         self.world = world
         self.now = world.runtime.time
         self.names = names  # of objects already met, by id
-        self.tokens: list[Token] = []
+        entries = [*world.core.entries, *world.core.retiring]
+        # A moment that names a lending is told from another one of the same time.
+        self.lendings = {id(e.lent_at): e for e in entries if e.place is LENT}
+        self.tokens: list[Told] = []
 
     def tell(self, thing: Any) -> None:
         """Add the tokens of `thing`."""
@@ -93,6 +115,8 @@ class Teller:
         if kind in PLAIN:
             self.tokens.append(thing)
         elif kind is float:
+            if id(thing) in self.lendings:
+                self._known(self.lendings[id(thing)])
             self._moment("", thing)
         elif kind in OBJECTS:
             if not self._known(thing):
@@ -111,7 +135,10 @@ class Teller:
         """Add every slot of the core that may decide something."""
         core = self.world.core
         self._slots(core, READ)
-        self.tokens += (at is conn.entry.lent_at for conn, at in core.forsaken)
+        if self.world.may_distrust:
+            for entry in [*core.entries, *core.retiring]:
+                unused = entry.idle_since == entry.opened_at
+                self.tokens += (unused, bool(core.failures) and entry.opened_at < core.failed_at)
 
     def _rare(self, thing: Any, kind: type[Any]) -> None:
         if kind in (CoroutineType, GeneratorType):
@@ -131,11 +158,22 @@ class Teller:
         for slot in slots:
             if slot == "began_at" and thing.place is not OPENING:  # type: ignore[attr-defined]
                 continue  # of no interest any more
+            if slot == "back" and not self.world.may_distrust:
+                continue
+            if slot == "opened_at" and not self._is_young(thing):
+                continue
             value = getattr(thing, slot)
             if type(value) is float:
                 self._moment(slot, value)
             else:
                 self.tell(value)
+
+    def _is_young(self, entry: Any) -> bool:
+        """Whether the age of a connection matters: it may be of the kind that ends at once."""
+        core = self.world.core
+        unused = entry.idle_since == entry.opened_at or entry.opened_at == self.now
+        proves = core.unproven and entry.opened_at >= core.failed_at
+        return bool(self.world.may_distrust and (unused or proves))
 
     def _moment(self, slot: str, at: float) -> None:
         if isinf(at):
@@ -196,7 +234,10 @@ LOOKED_BACK: dict[str, float | str] = {
     "idle_since": "max_idle",
     "low_water_since": "max_idle",
     "failing_since": "reconnect_timeout",
+    "rejected_since": "rejected_after",
     "failed_at": CROWDED_INTERVAL,
+    "paced_at": CROWDED_INTERVAL,
+    "opened_at": PROBATION,
     "probed_at": PROBE_PATIENCE,
     "seen_at": "keepalive_interval",
     "began_at": PROBE_PATIENCE,
@@ -210,7 +251,7 @@ LOOKED_BACK: dict[str, float | str] = {
 }
 
 
-def core_tokens(world: World) -> list[Token]:
+def core_tokens(world: World) -> list[Told]:
     """What fingerprints say of the core."""
     teller = Teller(world, {})
     teller.core()
@@ -236,20 +277,21 @@ def fingerprint(world: World) -> bytes:
         own = len(teller.names) > len(core.names)
         tokens += told(part, common).tokens if own else teller.tokens
     tokens += (world.mishaps, world.ticks, *world.orders, world.driver.standby_now)
+    tokens += (world.is_due, world.flows._closing)
     return blake2b(repr(_ranked(tokens, world)).encode(), digest_size=16).digest()
 
 
 def _parts(world: World) -> list[tuple[Any, ...]]:
     """What there is besides the core, in no particular order."""
-    busy = {c.task: (c.left, c.leases, c.outer) for c in world.clients}
-    free = [client for client in world.clients if client.task is None]
-    idle = [("client", c.left, c.leases, c.conn, c.outer) for c in free]
+    busy = {c.task: c.told() for c in world.clients}
+    idle = [("client", *client.told()) for client in world.clients if client.task is None]
+    idle.append(("handler", *world.handler.told()))
     tasks = [("flow", t.coro, busy.get(t), t.hung) for t in world.tasks.values()]
-    jobs = [("job", job.key, job.opening) for job in world.runtime.jobs.values()]
+    jobs = [("job", job.key, job.place) for job in world.runtime.jobs.values()]
     return [*idle, *tasks, *jobs, ("forsaken", *world.forsaken)]
 
 
-def _ranked(tokens: list[Token], world: World) -> list[Token]:
+def _ranked(tokens: list[Told], world: World) -> list[Told]:
     """Replace the moments of the past by their ranks; they are compared by check_failed() only."""
     if world.flows.check is None:
         return ["past" if type(token) is Past else token for token in tokens]

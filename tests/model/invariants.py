@@ -10,6 +10,7 @@ from math import inf
 from types import CoroutineType, GeneratorType
 from typing import Any, NamedTuple
 
+from forebay._core import FRESH_TRIES
 from forebay._entry import (
     EVICTED,
     IDLE,
@@ -25,6 +26,7 @@ from forebay._entry import (
 from forebay._policy import (
     CROWDED_INTERVAL,
     MAINTENANCE_INTERVAL,
+    PROBATION,
     PROBE_INTERVAL,
     PROBE_PATIENCE,
     growth,
@@ -32,7 +34,7 @@ from forebay._policy import (
 
 from .driver import Connection
 from .fingerprint import core_tokens
-from .runtime import ModelWaiter
+from .runtime import ModelWaiter, is_inside
 from .world import Move, World
 
 
@@ -77,7 +79,7 @@ class View:
         """Connections that are idle or with a client, or granted to one."""
         idle = [entry.conn for entry in self.core.idle]
         granted = [waiter.conn for waiter in self.granted_waiters if waiter.conn is not None]
-        clients = self.world.clients
+        clients = [*self.world.clients, self.world.handler]
         held = [conn for c in clients for conn in (c.conn, c.outer) if conn is not None]
         return [*idle, *granted, *held]
 
@@ -101,10 +103,15 @@ class View:
     @cached_property
     def ended(self) -> bool:
         """Whether all clients have done what they wanted, and all work is done."""
-        clients = all(c.left == 0 and c.conn is c.outer is None for c in self.world.clients)
+        clients = all(
+            c.left == 0 and not (c.conn or c.outer or c.late or c.stale)
+            for c in [*self.world.clients, self.world.handler]
+        )
         watched = self.open and bool(self.world.config.clock)
-        looked = not (watched and self.core.suspicious) and not self.core.forsaken
-        return clients and looked and not self.world.tasks and not self.world.runtime.jobs
+        looked = not ((watched and self.core.suspicious) or (self.open and self.core.forsaken))
+        forgotten = self.world.forgot and any(entry.ordered for entry in self.everywhere)
+        taken = not (self.core.returned or self.world.flows._closing or forgotten)
+        return clients and looked and taken and not self.world.tasks and not self.world.runtime.jobs
 
     def at(self, place: object) -> list[Entry]:
         """The entries at a place."""
@@ -120,6 +127,11 @@ class View:
         """Permits that nobody has taken up."""
         return [entry for entry in self.at(OPENING) if entry.ordered]
 
+    @property
+    def left(self) -> list[Entry]:
+        """Entries that a closed pool leaves to whoever still refers to their connections."""
+        return [] if self.open else [conn.entry for conn in self.world.forsaken if conn.entry]
+
     def idle_is_sound(self) -> bool:
         """Whether the idle queue and the idle entries are the same, and have connections."""
         idle = self.core.idle
@@ -134,14 +146,25 @@ class View:
         thing = entry.ref() if entry.ref is not None else None
         if thing is None:
             return dropped and id(entry.ref) in self.lost
-        forsaken = [conn for conn, _ in self.core.forsaken]
-        held = [*self.in_frames, *self.ready, *self.world.forsaken, *forsaken]
+        held = [*self.in_frames, *self.ready, *self.world.forsaken, *self.put_off, *self.late]
         return any(thing is each for each in held)
+
+    @property
+    def put_off(self) -> list[Connection]:
+        """Connections that the core knows to have come back, and takes later."""
+        forsaken = [t.entry.kept for t in self.core.forsaken if t.entry.tether is t]
+        return [*(back.conn for back in self.core.returned), *forsaken]
+
+    @property
+    def late(self) -> list[Connection]:
+        """What clients hold that have returned it."""
+        return [c.stale[0] for c in self.world.clients if c.stale is not None]
 
     def will_begin(self, entry: Entry) -> bool:
         """Whether a worker will take the entry up."""
         asked = any(entry in effects.start for effects in self.effects)
-        return asked or entry in self.world.runtime.jobs or self._inline(entry)
+        again = self.open and self.world.forgot
+        return asked or again or entry in self.world.runtime.jobs or self._inline(entry)
 
     def _inline(self, entry: Entry) -> bool:
         """A closed pool's client does the work itself."""
@@ -183,6 +206,12 @@ class View:
         """Between two attempts to connect, while somebody waits."""
         return CROWDED_INTERVAL if self.core.crowded else PROBE_INTERVAL
 
+    @property
+    def last_tried(self) -> float:
+        """When an attempt has failed last, or has opened a connection that is not trusted."""
+        at: float = max(self.core.failed_at, self.core.paced_at)
+        return at
+
     def needs_probe(self) -> bool:
         """Whether somebody waits, connecting has failed, and there is room for an attempt."""
         core = self.core
@@ -193,13 +222,35 @@ class View:
         """Whether somebody waits for a single attempt, connecting has failed, and there is room."""
         core = self.core
         room = len(self.entries) < core.max_size and not core.crowded
-        return bool(self.open and core.waiting and core.failures and core.opening == 1 and room)
+        begun = 0 < core.opening <= core._width
+        return bool(self.open and core.waiting and core.failures and begun and room)
+
+    def is_ready(self) -> bool:
+        """Whether the common path may take what is idle, if and only if nobody else wants it."""
+        core = self.core
+        wanted = core.waiting or core.watching or core.unproven
+        return not is_inside(core) and (core.ready is core.idle) == (not wanted)
+
+    def is_counted(self) -> bool:
+        """Whether the core counts who waits as they are."""
+        claims = Counter(waiter.claim for waiter in self.core.waiting)
+        return bool(dict(claims) == self.core.claims)
+
+    def is_witness(self) -> bool:
+        """Whether who is remembered as a witness is one, or is of no interest."""
+        witness = self.core.witness
+        idle = witness is None or not self.core._testifies(witness)
+        return idle or witness in self.core.entries
+
+    def will_maintain(self) -> bool:
+        """Whether maintenance will do now what was put off."""
+        return self.world.is_due or any(effects.alarm for effects in self.effects)
 
     def something_comes(self) -> bool:
         """Whether those who wait have something to wait for besides their own time-out."""
         core = self.core
         probe = core.failures and core.due <= core.retry_at
-        return bool(core.opening or core.lent or core.lost or probe)
+        return bool(core.opening or core.lent or core.lost or probe or core.returned)
 
 
 class Invariant(NamedTuple):
@@ -215,10 +266,12 @@ def _unique(things: Iterable[object]) -> bool:
 
 def _audit_changes_nothing(v: View) -> bool:
     """Run audit(), which ends the life of this world."""
-    if v.core.lost or not v.open:
+    if v.core.lost or v.core.returned or not v.open:
         return True
     before, effects = core_tokens(v.world), Effects()
+    granted = {**v.core.granted}
     v.core.audit(v.world.runtime.now(), effects)
+    v.core.granted = granted  # how often each was woken is counted there
     return core_tokens(v.world) == before and all(entry.ordered for entry in effects.start)
 
 
@@ -228,6 +281,16 @@ STATE = (
         "No flow ends with an error that is not its own.", lambda v: v.world.surprise is None
     ),
     Invariant("Nobody waits while holding the lock.", lambda v: not v.world.runtime.lock.held),
+    Invariant(
+        "The common path takes what is idle while nobody else wants it, and only then.",
+        lambda v: v.is_ready(),
+    ),
+    Invariant("The core knows how often each client waits.", lambda v: v.is_counted()),
+    Invariant("A witness against a deadlock is in the pool.", lambda v: v.is_witness()),
+    Invariant(
+        "What was put off in the middle of a transition is done now.",
+        lambda v: not (v.core.returned or v.world.flows._closing) or v.will_maintain(),
+    ),
     # Entries
     Invariant(
         "An idle entry is in the idle queue, once, with its connection.",
@@ -347,7 +410,7 @@ STATE = (
     ),
     Invariant(
         "Who waits while connecting fails is not made to wait for a long backoff.",
-        lambda v: not v.needs_probe() or v.core.due <= max(v.now, v.core.failed_at + v.interval),
+        lambda v: not v.needs_probe() or v.core.due <= max(v.now, v.last_tried + v.interval),
     ),
     # Dead connections, and servers that do not answer
     Invariant(
@@ -359,14 +422,14 @@ STATE = (
         lambda v: not (v.open and v.core.suspicious) or v.core.due <= v.now,
     ),
     Invariant(
-        "An attempt to connect that is not answered is joined by a second one.",
+        "An attempt to connect that is not answered is joined by another one.",
         lambda v: (
             not v.needs_second() or v.core.due <= max(v.now, v.core.probed_at + PROBE_PATIENCE)
         ),
     ),
     Invariant(
         "Who would wait for ever, since all who hold connections wait, is told so at once.",
-        lambda v: not v.world.deadlocked(),
+        lambda v: not v.open or not v.world.deadlocked() or v.will_maintain(),
     ),
     Invariant(
         "What a worker does has a deadline, and maintenance is due by then.",
@@ -383,7 +446,7 @@ STATE = (
     # The end
     Invariant(
         "In the end all connections are idle or closed.",
-        lambda v: not v.ended or bool(v.lost) or set(v.everywhere) == set(v.core.idle),
+        lambda v: not v.ended or bool(v.lost) or {*v.everywhere} - {*v.left} == {*v.core.idle},
     ),
     Invariant(
         "In the end nobody is left in a list of the pool.",
@@ -409,9 +472,27 @@ class Step:
         self._others = len(core.entries) - 1
         self._maintains = move.action == "maintains"
         self._attempt = move.action == "fails" and world.tasks[move.number].opens
-        verdict = world.config.verdict
-        again = verdict is Verdict.CREDENTIALS and world.config.fresh and not self._failing
-        self._final = verdict in (Verdict.REJECTED, Verdict.CREDENTIALS) and not again
+        self._failed_at: float = core.failed_at
+        self._unproven: str | None = core.unproven
+        self._final = self._is_final()
+        self._idle = [*core.idle]
+        self._present = [*core.entries]
+        self._works = move.actor == "job"
+        self._acts = self._works or move.actor == "client"
+
+    def _is_final(self) -> bool:
+        """Whether an attempt that fails now as the others did has failed for good."""
+        core, config = self._world.core, self._world.config
+        if config.verdict is Verdict.HOPELESS:
+            return True
+        if config.verdict not in (Verdict.REJECTED, Verdict.CREDENTIALS):
+            return False
+        now = self._world.runtime.time
+        stood = now - core.rejected_since >= config.rejected_after
+        again = config.verdict is Verdict.REJECTED or not config.fresh
+        if core.rejected_since == inf:
+            return not config.rejected_after and again
+        return stood and (again or self._world.failed >= FRESH_TRIES - 1)
 
     def violated(self) -> str | None:
         """What does not follow."""
@@ -419,8 +500,16 @@ class Step:
             return "Nobody overtakes: clients are served in order of arrival."
         if self._maintains and any(e.conn.state == "broken" for e in self._world.core.idle):
             return "When maintenance has looked at the idle connections, none of them is dead."
+        if self._works and any(e.conn.state == "broken" for e in self._returned()):
+            return "What a worker has looked at and puts back is not dead."
+        if self._acts and self._overlooks():
+            return "A session that ends before its first use is over counts as a failed connect."
         if self._crowds():
-            return "While connecting fails there are two attempts at most, or one if it is crowded."
+            return "While connecting fails there are few attempts at a time, or one if crowded."
+        if self._trusts():
+            return "New connections that were no good are trusted when one has proved to be good."
+        if self._rushes():
+            return "After an attempt that has failed, the next one begins later."
         if self._attempt and self._final and not self._others and self._left():
             return "When connecting has failed for good, and nothing is open, who waits is told."
         if self._attempt and (self._others or not self._final) and self._told():
@@ -436,8 +525,36 @@ class Step:
     def _crowds(self) -> bool:
         """Whether an attempt was added to as many as there should be."""
         core = self._world.core
-        most = 1 if core.crowded else 2
+        most = 1 if core.crowded else core.num_workers + 1
         return bool(self._failing and core.failures and core.opening > max(self._opening, most))
+
+    def _returned(self) -> list[Entry]:
+        """What has become idle."""
+        return [entry for entry in self._world.core.idle if entry not in self._idle]
+
+    def _overlooks(self) -> bool:
+        """Whether a new connection was found dead, and connecting counts as good."""
+        core = self._world.core
+        found = [e.conn for e in core.retiring if e in self._present and e.conn is not None]
+        young = [c.entry for c in found if c.died]
+        now = self._world.runtime.time
+        new = [e for e in young if e.idle_since == e.opened_at and now < e.opened_at + PROBATION]
+        return bool(core.phase.name == "OPEN" and core.retrying and new and not core.failures)
+
+    def _rushes(self) -> bool:
+        """Whether an attempt was begun at the moment of a failure."""
+        core, now = self._world.core, self._world.runtime.time
+        more = core.opening > self._opening == 0 and core.retrying
+        return bool(self._failing and core.failures and more and self._failed_at >= now)
+
+    def _trusts(self) -> bool:
+        """Whether new connections are trusted again though none of them has proved anything."""
+        core, now = self._world.core, self._world.runtime.time
+        opened = [(conn, conn.entry.opened_at) for conn in self._world.known() if conn.entry]
+        new = [(conn, at) for conn, at in opened if at >= self._failed_at]
+        proved = any(conn.back or at + PROBATION <= now for conn, at in new)
+        checked = self._world.config.check
+        return bool(self._unproven and not core.unproven and not (proved or checked))
 
     def _left(self) -> bool:
         return any(waiter in self._world.core.waiting for waiter in self._waiting)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Generator
 from types import TracebackType, coroutine
 from typing import Any, NamedTuple
 
-from forebay._entry import Entry
+from forebay._core import Core
+from forebay._entry import Entry, Place
 from forebay._flows import Flows
 from forebay._runtime import Job
 
@@ -26,15 +27,24 @@ def ask(kind: str, subject: Any = None, deadline: float | None = None) -> Genera
 
 
 class Lock:
-    """Not a lock but a witness: transitions must not nest, and nobody may wait inside one."""
+    """Not a lock but a witness: transitions must not nest, and nobody may wait inside one.
+
+    As the threads' lock it is reentrant, for a handler that interrupts its owner.
+    """
 
     def __init__(self) -> None:
-        self.held = False
+        self.depth = 0
+        self.interrupted = False  # a handler runs, perhaps in a thread that has the lock
+
+    @property
+    def held(self) -> bool:
+        """Whether somebody has it."""
+        return self.depth > 0
 
     def __enter__(self) -> None:
-        if self.held:
+        if self.held and not self.interrupted:
             raise RuntimeError("the lock was taken twice")
-        self.held = True
+        self.depth += 1
 
     def __exit__(
         self,
@@ -42,7 +52,7 @@ class Lock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.held = False
+        self.depth -= 1
 
 
 class ModelWaiter:
@@ -52,6 +62,7 @@ class ModelWaiter:
         "_runtime",
         "arrival",
         "claim",
+        "client",
         "conn",
         "deadline",
         "entry",
@@ -71,7 +82,8 @@ class ModelWaiter:
         self.ready = False
         self.since = self.deadline = 0.0
         self.holder = None
-        self.claim = runtime.asking
+        self.client = runtime.asking
+        self.claim = runtime.asking or "somebody"
         self.woken = False
 
     async def wait(self, timeout: float | None) -> None:
@@ -90,7 +102,7 @@ class PendingJob(NamedTuple):
     number: int
     key: object
     job: Job
-    opening: bool
+    place: Place | None
 
 
 class ModelRuntime:
@@ -100,8 +112,11 @@ class ModelRuntime:
     includes every order that lanes of any width allow.
     """
 
-    def __init__(self, chance: float) -> None:
+    def __init__(self, chance: float, *, loop: bool = False) -> None:
         self.lock = Lock()
+        self._loop = loop  # an event loop: whether a transition is under way is told by the core
+        self._flows: Flows | None = None
+        self.alarmed = False  # maintenance is to run now, whatever the core says
         self.time = 0.0
         self.jobs: dict[object, PendingJob] = {}
         self.spawned = 0
@@ -123,11 +138,11 @@ class ModelRuntime:
         self.arrivals += 1
         return ModelWaiter(self, self.arrivals)
 
-    def spawn(self, key: object, job: Job, *, opening: bool) -> None:
+    def spawn(self, key: object, job: Job, place: Place | None) -> None:
         """Keep the job; the explorer begins it."""
         if key not in self.jobs:
             self.spawned += 1
-            self.jobs[key] = PendingJob(self.spawned, key, job, opening)
+            self.jobs[key] = PendingJob(self.spawned, key, job, place)
 
     def give_up(self, key: object) -> None:
         """Nothing to do: any number of jobs may run."""
@@ -135,16 +150,48 @@ class ModelRuntime:
     abandoned = 0
 
     def alarm(self, at: float) -> None:
-        """Nothing to do: the world reads `core.due` itself."""
+        """Note what is to be done now: for later, the world reads `core.due` itself."""
+        self.alarmed = self.alarmed or at <= self.time
+
+    def maintain(self) -> None:
+        """Run maintenance, and again at once if it says so, or if it was asked for meanwhile."""
+        assert self._flows is not None
+        self.alarmed = False
+        due = self._flows.maintain()
+        # The one timer of a loop is set anew at the end; a thread sees that it was woken again.
+        self.alarmed = due <= self.time or (self.alarmed and not self._loop)
+
+    def inside(self, core: Core) -> bool:
+        """Whether the caller has interrupted a transition, or who has the lock."""
+        return is_inside(core) if self._loop else self.lock.held
+
+    def move(self) -> None:
+        """Nothing to do: there is one world."""
+
+    def tell(self, write: Callable[[], object]) -> None:
+        """Write a line of the log."""
+        write()
+
+    def notify(self, key: object, job: Job) -> None:
+        """Call the user some time later."""
+        self.spawn((key, "notify"), job, None)
 
     async def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """Call what the user gave us, and await it."""
         return await function(*args)
 
     def start(self, flows: Flows, name: str) -> None:
-        """Nothing to do: the world calls maintain() when it is due."""
+        """Know whose maintenance it is: the world calls maintain() when it is due."""
+        del name
+        self._flows = flows
 
-    async def stop(self, _timeout: float) -> bool:
+    async def stop(self, timeout: float) -> bool:
         """End at a moment the explorer chooses, whether the jobs have ended or not."""
-        await ask("stop")
+        if timeout > 0:
+            await ask("stop")
         return not self.jobs
+
+
+def is_inside(core: Core) -> bool:
+    """Whether a transition of `core` is under way; each altered core has an `INSIDE` of its own."""
+    return core.ready is type(core).checkout.__globals__["INSIDE"]

@@ -17,21 +17,13 @@ class Seeded(NamedTuple):
     mutation: Mutation
 
 
-def _core_bug(name: str, configuration: str, old: str, new: str) -> Seeded:
-    return Seeded(name, configuration, Mutation(_core, old, new))
+def _core_bug(name: str, configuration: str, old: str, new: str, *more: tuple[str, str]) -> Seeded:
+    return Seeded(name, configuration, Mutation(_core, old, new, more))
 
 
 def _flow_bug(name: str, configuration: str, old: str, new: str) -> Seeded:
     return Seeded(name, configuration, Mutation(_flows, old, new))
 
-
-#: What follows where a reset has failed: the line before it stands elsewhere, too.
-RESET_FAILED = (
-    "            self.carry_out(effects)\n"
-    "            if not isinstance(error, Exception):\n"
-    "                raise\n"
-    '            logger.warning("%s: error resetting'
-)
 
 SEEDED = (
     _core_bug(
@@ -55,8 +47,8 @@ SEEDED = (
     _core_bug(
         "a returned connection goes idle although somebody waits",
         "plain",
-        "            self.waiting\n            or self.watching\n",
-        "            self.watching\n",
+        "wanted = self.waiting or self.watching or",
+        "wanted = self.watching or",
     ),
     _core_bug(
         "the last in the queue is served first",
@@ -110,8 +102,8 @@ SEEDED = (
     _core_bug(
         "an evicted connection is revived when it has opened",
         "drain",
-        "if entry.expires_at != EVICTED:\n            entry.expires_at = now",
-        "if True:\n            entry.expires_at = now",
+        "if entry.expires_at != EVICTED and self.max_lifetime:",
+        "if self.max_lifetime:",
     ),
     _core_bug(
         "resize leaves what is lent in excess",
@@ -136,8 +128,8 @@ SEEDED = (
     _core_bug(
         "a closed pool keeps what comes back",
         "close",
-        "        self._evict_all(effects)\n        return effects\n\n    def drain",
-        "        return effects\n\n    def drain",
+        "        self._evict_all(effects)\n        for entry in [e for e",
+        "        for entry in [e for e",
     ),
     _core_bug(
         "callers of wait() sleep on when the pool is filled",
@@ -172,8 +164,8 @@ SEEDED = (
     _core_bug(
         "a null pool keeps one connection",
         "null",
-        "            or len(self.idle) >= self.keep\n",
-        "",
+        "            len(ready) >= self.keep\n            or self.lost",
+        "            self.lost",
     ),
     _core_bug(
         "a null pool's client is not told that connecting has failed",
@@ -218,20 +210,20 @@ SEEDED = (
     _flow_bug(
         "a connection whose reset has failed goes back to the pool",
         "reset",
-        f"effects = core.discard(entry, conn, runtime.now())\n{RESET_FAILED}",
-        f"effects = core.serviced(entry, conn, runtime.now())\n{RESET_FAILED}",
+        "effects = core.discard(entry, conn, runtime.now(), runtime.chance())\n",
+        "effects = core.serviced(entry, conn, runtime.now())\n",
     ),
     _flow_bug(
         "a connection that could not be configured is dropped, not closed",
         "configure",
-        "                    entry, conn, kept, runtime.now(), runtime.chance(), verdict\n",
-        "                    entry, None, kept, runtime.now(), runtime.chance(), verdict\n",
+        "                    entry, conn, kept, now, chance, verdict,",
+        "                    entry, None, kept, now, chance, verdict,",
     ),
     _flow_bug(
         "an opening that is cancelled keeps its permit",
         "main",
-        "        except BaseException as error:\n            verdict, kept",
-        "        except Exception as error:\n            verdict, kept",
+        "        except BaseException as error:\n            driver = self.driver",
+        "        except Exception as error:\n            driver = self.driver",
     ),
     _flow_bug(
         "in a closed pool a return waits for a worker",
@@ -239,11 +231,11 @@ SEEDED = (
         "        for entry in here:\n            await self.work(entry)",
         "        del here",
     ),
-    _flow_bug(
+    _core_bug(
         "who has been served without waiting is granted for ever",
-        "plain",
-        "            self.core.granted.pop(waiter, None)\n",
-        "",
+        "killed",
+        "            self.granted.pop(waiter, None)  # it asks just now: nobody need wake it\n",
+        "            pass\n",
     ),
     _flow_bug(
         "a rollback in the client's hands holds the lock",
@@ -263,8 +255,8 @@ SEEDED = (
     _flow_bug(
         "nobody looks at a connection that was idle",
         "killed",
-        "if self.core.doubtful(entry) and not self._is_alive(entry, conn):",
-        "if False:",
+        "        if self.core.doubtful(entry):",
+        "        if False:",
     ),
     _core_bug(
         "after a death the others are trusted",
@@ -287,27 +279,27 @@ SEEDED = (
     _flow_bug(
         "a connection that maintenance has found dead stays idle",
         "killed and trusted again",
-        "if mine and self._is_alive(entry, conn):",
-        "if mine:",
+        "        if self._is_alive(entry, conn):\n            self.transition",
+        "        if True:\n            self.transition",
     ),
     _flow_bug(
         "a connection that maintenance finds alive is not put back",
         "noise",
-        '                    self.transition("serviced", entry, conn)\n',
-        "                    pass\n",
+        '            self.transition("serviced", entry, conn)\n',
+        "            pass\n",
     ),
     # Servers that do not answer.
     _core_bug(
         "a connection that opens too late is dropped",
         "connects hang",
-        "self._welcome(entry, conn):\n            return self._strayed(entry, conn)\n",
-        "self._welcome(entry, conn):\n            return Effects()\n",
+        "self._welcome(entry, conn):\n            return self._strayed(entry, conn, effects)\n",
+        "self._welcome(entry, conn):\n            return effects\n",
     ),
     _core_bug(
         "a permit that was given up comes back twice",
         "connects hang",
         "        if entry.given_up:\n"
-        "            return Effects() if conn is None else self._strayed(entry, conn)\n",
+        "            return effects if conn is None else self._strayed(entry, conn, effects)\n",
         "",
     ),
     _core_bug(
@@ -352,70 +344,72 @@ SEEDED = (
     _flow_bug(
         "a lease that was dropped is never taken back",
         "forsaken",
-        "in _taken(self.core.forsaken):",
-        "in ():",
+        "while core.forsaken:",
+        "while False:",
     ),
     _core_bug(
         "a lease is taken back from the next client",
         "forsaken late",
-        " or entry.leased is None or entry.lent_at is not lent_at:",
-        ":",
+        "if entry.tether is not tether or entry.place is not LENT",
+        "if entry.place is not LENT",
     ),
     # Clients that ask for another connection while they hold one.
     _core_bug(
         "a deadlock is not noticed",
         "nested alone",
-        "            self._break_deadlock(waiter, now, effects)\n",
-        "",
+        "            self._break_deadlock(now, effects)\n",
+        "            pass\n",
     ),
     _core_bug(
         "a deadlock is noticed before all wait",
         "nested",
-        "        if holders <= claims and all(",
-        "        if all(",
+        "return not entry.leased or entry.leased not in self.claims",
+        "return not entry.leased",
+        ("and len(stuck) == len(holders)", "and stuck"),
     ),
     _core_bug(
         "a deadlock is noticed though a connection will be opened",
         "nested and failures",
-        "        if self.opening or len(self.entries) < self.max_size:\n            return\n",
-        "",
+        "return self.opening == 0 and len(self.entries) >= self.max_size and not",
+        "return self.entries and not",
     ),
     _core_bug(
         "a lease that has ended still makes a deadlock",
         "nested in part",
-        "        if entry.leased:  # _end_lease(), written out for the hot path\n"
-        "            entry.leased = None\n",
-        "        if entry.leased:\n            pass\n",
+        "            entry.leased = entry.kept = None\n"
+        "            self.usage_time += now - entry.lent_at\n"
+        "        entry.place = IDLE",
+        "            entry.kept = None\n        entry.place = IDLE",
     ),
     # What a failed attempt means.
     _core_bug(
         "who waits in vain is not told that connecting fails for good",
         "rejected",
-        "        hopeless = verdict is Verdict.REJECTED\n",
-        "        hopeless = False\n",
+        "            final = now >= self.rejected_since + self.rejected_after\n",
+        "            final = False\n",
     ),
     _core_bug(
         "clients are refused though a connection is lent",
-        "rejected",
+        "rejected at once",
         "isinstance(error, Exception) and not self.entries:",
         "isinstance(error, Exception):",
     ),
     _core_bug(
         "credentials have no second chance",
         "credentials",
-        "hopeless = self.refused or not self.fresh",
-        "hopeless = True",
+        "if self.fresh and verdict is not Verdict.REJECTED:",
+        "if False:",
     ),
     _core_bug(
         "credentials have a chance for ever",
         "credentials",
-        "            self.refused = True\n",
+        "        self.rejections += 1\n",
         "",
     ),
     _core_bug(
         "an attempt that is not answered is never joined by another",
         "second probe",
-        "            if self.opening > 1 or not (self.waiting and room):",
+        "            if self.opening > self._width or not (self.waiting and room):",
         "            if True:",
     ),
     _core_bug(
@@ -427,7 +421,7 @@ SEEDED = (
     _core_bug(
         "attempts that are not answered are joined by ever more",
         "second probe",
-        "            if self.opening > 1 or not (self.waiting and room):",
+        "            if self.opening > self._width or not (self.waiting and room):",
         "            if not (self.waiting and room):",
     ),
     _core_bug(
@@ -435,5 +429,155 @@ SEEDED = (
         "crowded",
         "room = len(self.entries) < self.max_size and not self.crowded",
         "room = len(self.entries) < self.max_size",
+    ),
+    _core_bug(
+        "who has waited is granted for ever",
+        "plain",
+        "        self.granted.pop(waiter, None)  # it has learnt of it\n",
+        "",
+    ),
+    _core_bug(
+        "a deadlock is noticed late",
+        "nested alone",
+        "if self._is_stuck() or self.forsaken:",
+        "if self.forsaken:",
+    ),
+    _core_bug(
+        "clients are known by their names",
+        "nested",
+        "return not entry.leased or entry.leased not in self.claims",
+        "return not entry.leased or not self.claims",
+        (
+            "holders = {entry.leased for entry in self.entries}",
+            "holders = {type(entry.leased).__name__ for entry in self.entries}",
+        ),
+        (
+            "stuck = {waiter.claim: waiter for waiter in self.waiting if waiter.claim in holders}",
+            "stuck = {type(waiter.claim).__name__: waiter for waiter in self.waiting}",
+        ),
+    ),
+    _core_bug(
+        "who waits in vain is not told that the connection string is wrong",
+        "hopeless",
+        "            final = True\n",
+        "            final = False\n",
+    ),
+    _core_bug(
+        "a refusal is believed at once",
+        "rejected",
+        "            final = now >= self.rejected_since + self.rejected_after\n",
+        "            final = True\n",
+    ),
+    # Sessions that end in their first use.
+    _core_bug(
+        "a session that ends at once is no failure",
+        "dies at once",
+        "        self._end_lease(entry, now)\n"
+        "        if error is not None and self._is_on_probation(entry, now):",
+        "        self._end_lease(entry, now)\n        if False:",
+    ),
+    _core_bug(
+        "after a session that ended at once the next one is opened at once",
+        "dies at once",
+        "        if self.unproven:\n"
+        "            self.paced_at = now\n"
+        "            self.retry_at = now + self.backoff.delay(self.failures, chance)\n"
+        "        else:\n"
+        "            self._recovered()\n",
+        "        self._recovered()\n",
+    ),
+    _core_bug(
+        "an old connection proves that new ones are good",
+        "dies beside another",
+        "if entry.opened_at >= self.failed_at)\n        if self.unproven",
+        "if True)\n        if self.unproven",
+    ),
+    # What comes back twice, and what a handler does in the middle of everything.
+    _core_bug(
+        "a return does not name the lending it ends",
+        "returned twice",
+        "        if entry.lent_at is lending or entry.place is RETIRED:",
+        "        if True:",
+    ),
+    _core_bug(
+        "the common path does not ask which lending a return ends",
+        "returned twice",
+        "            or entry.lent_at is not lending\n",
+        "",
+    ),
+    _core_bug(
+        "a transition does not keep the common path off",
+        "handled",
+        "        self.ready = INSIDE\n        try:",
+        "        try:",
+    ),
+    _core_bug(
+        "checkout looks before it keeps others off",
+        "handled",
+        "        ready, self.ready = self.ready, INSIDE"
+        "  # before the look: what it tells stays true\n"
+        "        if not ready:\n"
+        "            self.misses += 1\n"
+        "            self.ready = ready\n"
+        "            return None\n",
+        "        ready = self.ready\n"
+        "        if not ready:\n"
+        "            self.misses += 1\n"
+        "            return None\n"
+        "        self.ready = INSIDE\n",
+    ),
+    _core_bug(
+        "a return in the middle of a transition is taken at once",
+        "handled in turn",
+        "        if self.ready is not INSIDE:\n",
+        "        if True:\n",
+    ),
+    _core_bug(
+        "a return in the middle of a transition is forgotten",
+        "handled",
+        "            self.returned.append(Return(entry, conn, lending, clean))\n",
+        "            pass\n",
+    ),
+    _core_bug(
+        "maintenance lists what a handler may change",
+        "handled reset",
+        "    @step\n    def snapshot",
+        "    def snapshot",
+    ),
+    _flow_bug(
+        "a connection is rolled back in the middle of a transition",
+        "handled",
+        "        if runtime.inside(core):  # no rollback while our own thread keeps others out",
+        "        if False:",
+    ),
+    _flow_bug(
+        "a handler queues in the middle of a transition",
+        "handled",
+        "        if self.runtime.inside(self.core):\n            raise",
+        "        if False:\n            raise",
+    ),
+    _flow_bug(
+        "a handler closes the pool in the middle of a transition",
+        "handled",
+        "        if runtime.inside(core):\n            self._closing = True",
+        "        if False:\n            self._closing = True",
+    ),
+    _flow_bug(
+        "a close that was put off is forgotten",
+        "handled",
+        "        if self._closing:\n            run_sync(self.close, 0.0)",
+        "        if False:\n            run_sync(self.close, 0.0)",
+    ),
+    _flow_bug(
+        "an alarm in the middle of maintenance is overridden",
+        "handled loop",
+        "        return runtime.now() if core.returned or self._closing else core.due\n",
+        "        return core.due\n",
+    ),
+    _core_bug(
+        "what no worker has begun is never ordered again",
+        "forgotten",
+        "            elif entry.ordered:\n                effects.start.append(entry)\n",
+        "            elif entry.ordered:\n                pass\n",
     ),
 )

@@ -11,26 +11,30 @@ from typing import Any
 
 from forebay import _core, _flows
 
+from .handler import run_through
 from .runtime import ModelRuntime, ask
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A seeded bug: one place of one shipped module, changed."""
+    """A seeded bug: one place of one shipped module, changed, or several that go together."""
 
     module: ModuleType
     old: str
     new: str
+    more: tuple[tuple[str, str], ...] = ()
 
     def apply(self, source: str) -> str:
-        """The mutated source; the text must stand there exactly once."""
-        found = source.count(self.old)
-        if found != 1:
-            raise ValueError(
-                f"{self.old!r} stands {found} times in {self.module.__name__}, not once:"
-                " the code has changed, choose the text to mutate anew"
-            )
-        return source.replace(self.old, self.new)
+        """The mutated source; each text must stand there exactly once."""
+        for old, new in ((self.old, self.new), *self.more):
+            found = source.count(old)
+            if found != 1:
+                raise ValueError(
+                    f"{old!r} stands {found} times in {self.module.__name__}, not once:"
+                    " the code has changed, choose the text to mutate anew"
+                )
+            source = source.replace(old, new)
+        return source
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Code:
 
     core: Any
     flows: Any
+    source: Any
     preempted: bool  # whether another flow may run after each transition
 
 
@@ -70,11 +75,14 @@ def instrumented(source: str) -> ast.Module:
 def load(*, preempted: bool = False, mutation: Mutation | None = None) -> Code:
     """The shipped classes; with neither option, the very ones that users import."""
     if mutation is None and not preempted:
-        return Code(_core.Core, _flows.Flows, False)
+        return Code(_core.Core, _flows.Flows, _flows.Source, False)
     core = _altered(_core, mutation, preempted=False)
     flows = _altered(_flows, mutation, preempted=preempted)
     flows.__dict__["Phase"] = core.__dict__["Phase"]
-    return Code(core.__dict__["Core"], flows.__dict__["Flows"], preempted)
+    names = vars(flows)
+    # Maintenance is not preempted.
+    names["run_sync"] = lambda flow, *args: run_through(flow(*args))
+    return Code(vars(core)["Core"], names["Flows"], names["Source"], preempted)
 
 
 def _altered(module: ModuleType, mutation: Mutation | None, *, preempted: bool) -> ModuleType:

@@ -20,7 +20,7 @@ def test_a_seeded_bug_is_found(bug: Seeded) -> None:
     config = named(bug.configuration)
     result = explore(config, load(preempted=config.preempted, mutation=bug.mutation))
     assert result.sentence is not None, f"{result.states} states, and nothing was found"
-    assert result.trace
+    assert result.trace or "without further mishaps" in result.sentence  # from the first state on
     sys.stdout.write(f"{bug.name}: {result.sentence} ({len(result.trace)} moves)\n")
 
 

@@ -10,9 +10,8 @@ import psycopg
 import pytest
 
 from forebay import NullConnectionPool
-from forebay.testing import FakeConnection
 
-from .threads import Cancelled, Client, Scenario, Stage, explore
+from .threads import Cancelled, Client, Scenario, Session, Stage, explore
 
 
 def uses(times: int = 1, timeout: float | None = None) -> Client:
@@ -47,7 +46,7 @@ def takes_contended(stage: Stage) -> None:
     """Take a connection at which others may look between any two looks of a thread."""
     takes(stage)
 
-    class Contended(FakeConnection):
+    class Contended(Session):
         @property
         def _pool(self) -> Any:
             pool = vars(self)["_pool"]
@@ -61,8 +60,16 @@ def takes_contended(stage: Stage) -> None:
     stage.lent.__class__ = Contended
 
 
+def grows_old(stage: Stage) -> None:
+    """Use a connection some time after it was opened: it is no new one when it dies."""
+    stage.baton.clock.advance(1.0)
+    stage.use()
+    stage.baton.clock.advance(1.0)
+
+
 def takes_doomed(stage: Stage) -> None:
-    """Take such a connection, and lose it."""
+    """Take such a connection, which is not new, and lose it."""
+    grows_old(stage)
     takes_contended(stage)
     stage.lent.lose()
 
@@ -103,6 +110,49 @@ def forgets(stage: Stage) -> None:
     stage.lent = None
 
 
+def works(timeout: float | None = None) -> Client:
+    """Work in a `with` block."""
+    return lambda stage: stage.work(timeout)
+
+
+def dirties_at_once(stage: Stage) -> None:
+    """Return a connection in a transaction, if one is ready."""
+    conn = stage.get(0.0)
+    conn.execute("SELECT 1")
+    stage.put(conn)
+
+
+def hangs(stage: Stage) -> None:
+    """Return a connection whose reset blocks."""
+    stage.driver.hangs = True
+    stage.use()
+
+
+def waits_with_desk(stage: Stage) -> None:
+    """Wait until nobody is blocked, if that is in the middle of handing over a job."""
+    parts = stage.pool._forebay
+    if parts.flows.runtime.desk._is_owned() and not parts.lock._is_owned():
+        stage.baton.wait(lambda: not stage.driver.hangs)
+
+
+def returns_left(stage: Stage) -> None:
+    """Return what `takes` has taken, if nobody has yet."""
+    if stage.lent is not None:
+        returns(stage)
+
+
+def uses_and_returns(stage: Stage) -> None:
+    """Use a connection, and return what `takes` has taken."""
+    stage.use()
+    returns_left(stage)
+
+
+def uses_and_waits(stage: Stage) -> None:
+    """Use a connection, and wait until nobody is blocked."""
+    stage.use()
+    stage.baton.wait(lambda: not stage.driver.hangs)
+
+
 def closes(stage: Stage) -> None:
     """Close the pool."""
     stage.pool.close()
@@ -119,8 +169,8 @@ def fails_once(kind: type[BaseException]) -> Any:
             if failing:
                 raise failing.pop()
 
-        stage.pool._flows.check = check
-        stage.pool._guarded = True
+        stage.pool._forebay.flows.check = check
+        stage.pool._forebay.guard()
 
     return before
 
@@ -199,6 +249,7 @@ SCENARIOS = [
         {"a": forgets, "b": uses()},
         ONE,
         before=takes,
+        drops=True,
         ticks=3,
         delays=True,
     ),
@@ -218,7 +269,20 @@ SCENARIOS = [
         expected=lambda seen: sorted([*seen["a"], *seen["b"]]) == ["ValueError", "done"],
         delays=True,
     ),
-    Scenario("a broken connection is replaced", {"a": breaks, "b": uses()}, ONE, delays=True),
+    Scenario(
+        "a broken connection is replaced",
+        {"a": breaks, "b": uses()},
+        ONE,
+        before=grows_old,
+        delays=True,
+    ),
+    Scenario(
+        "a connection that ends in its first use is replaced some time later",
+        {"a": breaks, "b": uses()},
+        ONE,
+        ticks=3,
+        delays=True,
+    ),
     Scenario("a connection is rolled back", {"a": dirties, "b": uses()}, ONE),
     Scenario(
         "connections are reset",
@@ -350,6 +414,101 @@ SCENARIOS = [
         {"a": uses(), "b": uses()},
         {**ONE, "max_size": 2, "max_idle": 0.0},
         ticks=1,
+        delays=True,
+    ),
+    # A handler, or a finalizer, that interrupts a client's thread at any lock.
+    Scenario(
+        "a handler uses the pool",
+        {"a": uses(), "b": uses()},
+        ONE,
+        handlers={"a": uses(timeout=0.0)},
+        ticks=2,
+        delays=True,
+    ),
+    Scenario(
+        "a handler works in a block",
+        {"a": works(), "b": works()},
+        ONE,
+        handlers={"a": works(timeout=0.0)},
+        ticks=2,
+        delays=True,
+    ),
+    Scenario(
+        "a handler works in a block while the pool grows",
+        {"a": works()},
+        {"min_size": 0, "max_size": 2},
+        handlers={"a": works(timeout=0.0)},
+        ticks=2,
+        delays=True,
+    ),
+    Scenario(
+        "a handler returns what is to be reset",
+        {"a": dirties},
+        {"min_size": 2, "reset": lambda conn: conn.rollback()},
+        handlers={"a": lambda stage: stage.use(timeout=0.0)},
+        ticks=2,
+        delays=True,
+    ),
+    Scenario(
+        "a handler returns a connection in a transaction",
+        {"a": uses(), "b": uses()},
+        {"min_size": 2},
+        handlers={"a": dirties_at_once},
+        ticks=2,
+        delays=True,
+    ),
+    Scenario(
+        "a handler uses a null pool",
+        {"a": uses()},
+        NULL,
+        NullConnectionPool,
+        handlers={"a": works(timeout=0.0)},
+        ticks=2,
+        delays=True,
+    ),
+    Scenario(
+        "a handler returns a connection",
+        {"a": uses_and_returns, "b": uses()},
+        {"min_size": 2},
+        before=takes,
+        handlers={"a": returns_left},
+        ticks=2,
+        delays=True,
+    ),
+    Scenario(
+        "a handler waits for a worker that is blocked",
+        {"a": uses_and_waits},
+        {
+            "min_size": 2,
+            "num_workers": 1,
+            "action_timeout": 0.5,
+            "reset": lambda conn: conn._driver.block(conn),
+        },
+        before=hangs,
+        handlers={"a": waits_with_desk},
+        closed=True,  # not by a client: what was cut off may be replaced some time later
+        ticks=2,
+        bound=1,
+        delays=True,
+    ),
+    Scenario(
+        "a handler closes the pool",
+        {"a": uses(), "b": uses()},
+        ONE,
+        expected=outcomes(a="done PoolClosed", b="done PoolClosed"),
+        handlers={"a": closes},
+        closed=True,
+        ticks=2,
+        delays=True,
+    ),
+    Scenario(
+        "a handler closes the pool whose connections are reset",
+        {"a": works()},
+        {**ONE, "reset": lambda conn: conn.rollback()},
+        expected=outcomes(a="done PoolClosed"),
+        handlers={"a": closes},
+        closed=True,
+        ticks=2,
         delays=True,
     ),
 ]

@@ -14,9 +14,9 @@ from unittest import mock
 
 import pytest
 
-from forebay import ConnectionPool
 from forebay._core import Core
 from forebay._flows import Flows
+from forebay._thread_door import Lease, ThreadDoor
 from forebay._threads import Lane, Maintenance, Threads, ThreadWaiter
 
 from .test_threads import SCENARIOS
@@ -46,6 +46,17 @@ class Mutation:
 
 DECIDES = "if core.expire(waiter, now):"
 
+#: A lock that its own thread waits for.
+PLAIN = "self.lock: Any = threading.RLock(reentrant=False)"
+
+#: The order in which effects were carried out once.
+FREED_LAST = {
+    "for lifeline in effects.cut:\n        lifeline.cut()\n    for waiter": "for waiter",
+    "for entry in effects.give_up:": (
+        "for lifeline in effects.cut:\n        lifeline.cut()\n    for entry in effects.give_up:"
+    ),
+}
+
 SEEDS: dict[str, tuple[str, list[Mutation]]] = {
     "a client decides without the core that its time is up": (
         "a client times out while it is served",
@@ -73,9 +84,9 @@ SEEDS: dict[str, tuple[str, list[Mutation]]] = {
         "three clients share one connection",
         [
             Mutation(
-                ConnectionPool,
+                ThreadDoor,
                 "putconn",
-                {"with self._lock:\n        effects": "if True:\n        effects"},
+                {"with parts.lock:\n        effects": "if True:\n        effects"},
             )
         ],
     ),
@@ -106,7 +117,7 @@ SEEDS: dict[str, tuple[str, list[Mutation]]] = {
     ),
     "two threads start maintenance": (
         "a pool is opened twice",
-        [Mutation(Threads, "start", {"with self._starting:": "if True:"})],
+        [Mutation(Threads, "start", {"with self.desk:": "if True:"})],
     ),
     "closing does not wake maintenance": (
         "a pool is closed",
@@ -114,11 +125,52 @@ SEEDS: dict[str, tuple[str, list[Mutation]]] = {
     ),
     "a connection is returned twice": (
         "a connection is returned twice at once",
-        [Mutation(Core, "checkin", {"if entry.place is not LENT:": "if False:"})],
+        [
+            Mutation(Core, "checkin", {"or entry.place is not LENT": ""}),
+            Mutation(Core, "_take_back", {"if entry.place is not LENT:": "if False:"}),
+        ],
     ),
     "a broken connection is discarded twice": (
         "a broken connection is returned twice at once",
-        [Mutation(Core, "discard", {"if entry.place is not LENT and": "if False and"})],
+        [
+            Mutation(
+                Core,
+                "discard",
+                {
+                    "if lending is not None and": "if False and",
+                    "if entry.place is not LENT and": "if False and",
+                },
+            )
+        ],
+    ),
+    # What a handler does in the middle of everything.
+    "a thread waits for a lock that it has": (
+        "a handler uses the pool",
+        [Mutation(Threads, "__init__", {"self.lock: Any = reentrant_lock()": PLAIN})],
+    ),
+    "a handler closes the pool in the middle of a transition": (
+        "a handler closes the pool",
+        [Mutation(Threads, "inside", {"return bool(": "return bool(0 and "})],
+    ),
+    "the lane's lock is not asked for": (
+        "a handler closes the pool whose connections are reset",
+        [Mutation(Threads, "inside", {" or self.desk._is_owned()": ""})],
+    ),
+    "a return that is put off is forgotten": (
+        "a handler returns a connection",
+        [Mutation(Core, "give_back", {"self.returned.append": "str"})],
+    ),
+    "a block ends in a handler and is rolled back": (
+        "a handler works in a block",
+        [
+            Mutation(
+                Lease, "_end_slowly", {"if exc_type is not None and entry.plain": "if entry.plain"}
+            )
+        ],
+    ),
+    "workers are started before those who are blocked are freed": (
+        "a handler waits for a worker that is blocked",
+        [Mutation(Flows, "carry_out", FREED_LAST)],
     ),
 }
 

@@ -18,12 +18,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from types import SimpleNamespace
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Self, TypeAlias
 from unittest import mock
 
-from forebay import ConnectionPool
+from forebay import ConnectionPool, PoolClosed, PoolTimeout
 from forebay._core import Core
 from forebay._entry import Effects
+from forebay._flows import Flows
 from forebay.testing import FakeConnection, FakeDriver, ManualClock, fake_pool
 from tests.core.invariants import violations
 
@@ -65,26 +66,33 @@ class Carrier:
             self.body()
 
 
-class Holder:
-    """Stands in for the `Holder` that each thread has."""
+class Local:
+    """Stands in for `threading.local`: each thread has attributes of its own."""
 
-    ident = 0
-    alive = True
+    _baton: ClassVar[Baton]
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __new__(cls) -> Self:
+        made = super().__new__(cls)
+        object.__setattr__(made, "_each", {})
+        return made
 
+    def _mine(self) -> dict[str, Any]:
+        each, current = object.__getattribute__(self, "_each"), type(self)._baton.current
+        if current not in each:
+            each[current] = {}
+            type(self).__init__(self)
+        mine: dict[str, Any] = each[current]
+        return mine
 
-class Mine:
-    """Stands in for `forebay._threads.mine`, where a thread finds its holder."""
+    def __getattribute__(self, name: str) -> Any:
+        kind = object.__getattribute__(self, "__class__")
+        if name in ("__class__", "_mine") or name.startswith("__"):
+            return object.__getattribute__(self, name)
+        mine = object.__getattribute__(self, "_mine")()
+        return mine[name] if name in mine else getattr(kind, name)
 
-    def __init__(self, baton: Baton) -> None:
-        self._baton = baton
-
-    @property
-    def holder(self) -> Holder:
-        """That of the thread whose turn it is."""
-        return self._baton.current.holder
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__getattribute__(self, "_mine")()[name] = value
 
 
 class Thread:
@@ -104,7 +112,8 @@ class Thread:
         self.daemon = daemon
         self.client = client
         self.cancellable = False
-        self.holder = Holder(name)
+        self.handler: Body | None = None  # what interrupts it once, where it may
+        self.handles = False  # whether that runs just now
         self.turn = threading.Lock()
         self.alive = False
         self.error: BaseException | None = None
@@ -131,6 +140,8 @@ class Thread:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended."""
+        if any(lock._is_owned() for lock in self._baton.locks):
+            self._baton.wrong.append(f"{self._baton.current} joins with a lock in its hands")
         self._baton.wait(lambda: not self.alive, timeout)
 
     def is_alive(self) -> bool:
@@ -140,6 +151,11 @@ class Thread:
     def able(self) -> bool:
         """Whether it could go on."""
         return self.ready is None or self.ready()
+
+    @property
+    def ident(self) -> int:
+        """A number that no other thread has."""
+        return id(self)
 
     def _play(self, carrier: Carrier) -> None:
         assert self._target is not None
@@ -170,11 +186,14 @@ class Baton:
         self.delay = 0  # what it costs that not the first of those who may goes on
         self.choices: list[Choice] = []
         self.log: list[str] = []
+        self.locks: list[Lock] = []  # of the pool, but for the clients' gates
+        self.wrong: list[str] = []
         self._schedule = schedule
         self._spent = 0
 
     def point(self) -> None:
-        """Let another thread run first, perhaps."""
+        """Let another thread run first, perhaps, or a handler of this one."""
+        self.interrupt()
         if self.exploring and not self.abandoned:
             self._pass_to(self._choose())
 
@@ -190,12 +209,38 @@ class Baton:
             me.ready = None
             if me.verdict:
                 verdict, me.verdict = me.verdict, ""
+                if verdict == "is interrupted":
+                    self._handle(me)
+                    continue
                 if verdict == "times out":
                     return False
                 raise Cancelled if me.client else Violation(verdict)
         if self.abandoned:
             raise Abandoned
         return True
+
+    def interrupt(self) -> None:
+        """Let a handler of the running thread run first, perhaps: that is one of its choices."""
+        me = self.current
+        if not self.exploring or self.abandoned or me.handler is None or me.handles:
+            return
+        at = len(self.choices)
+        chosen = self._schedule[at] if at < len(self._schedule) else 0
+        self.choices.append(Choice(chosen, [0, 1], self._spent))
+        if chosen:
+            self._spent += 1
+            self.log.append(f"{me.name} is interrupted")
+            self._handle(me)
+
+    def _handle(self, thread: Thread) -> None:
+        """Run the handler of the running thread, which has one."""
+        handler, thread.handler = thread.handler, None
+        assert handler is not None
+        thread.handles = True
+        try:
+            handler()
+        finally:
+            thread.handles = False
 
     def settle(self) -> None:
         """Let all others run until each of them waits; no time passes."""
@@ -255,6 +300,7 @@ class Baton:
         if self.exploring:
             options += [(t, "times out", 1 if options else 0) for t in patient]
             options += [(t, "is cancelled", 1) for t in unable if t.cancellable]
+            options += [(t, "is interrupted", 1) for t in unable if t.handler and not t.handles]
         else:
             options += [(t, "times out", 0) for t in patient if not t.client]
         clients = [t.name for t in unable if t.client]
@@ -285,15 +331,23 @@ class Choice:
 
 
 class Lock:
-    """Stands in for `_thread.allocate_lock()`, the pool's lock and the clients' gates."""
+    """Stands in for `threading.Lock` and `RLock`: the pool's locks and the clients' gates."""
 
-    def __init__(self, baton: Baton) -> None:
+    def __init__(self, baton: Baton, reentrant: bool = False, interruptible: bool = False) -> None:
         self._baton = baton
+        self._reentrant = reentrant
+        self._interruptible = interruptible  # a handler may run while it is held
+        if interruptible:
+            baton.locks.append(self)
         self._used = False
+        self._depth = 0
         self.owner: Thread | None = None
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take the lock, now or later."""
+        if self._reentrant and self._is_owned():
+            self._depth += 1
+            return True
         if self._used:  # else nobody else knows it
             if not blocking:
                 self._baton.point()
@@ -303,14 +357,21 @@ class Lock:
                 return False
         self._used = True
         self.owner = self._baton.current
+        self._depth = 1
+        if self._interruptible:
+            self._baton.interrupt()  # with the lock in its hands
         return True
 
     def release(self) -> None:
         """Give the lock back; whoever waits for it may run first."""
         if self.owner is None:
             raise RuntimeError("release unlocked lock")
-        self.owner = None
-        self._baton.point()
+        if self._interruptible and self._depth == 1:
+            self._baton.interrupt()
+        self._depth -= 1
+        if self._depth == 0 or not self._reentrant:
+            self.owner = None
+            self._baton.point()
 
     def locked(self) -> bool:
         """Whether somebody has it."""
@@ -359,17 +420,69 @@ class Condition:
         self.notify(len(self._waiters))
 
 
+class Session(FakeConnection):
+    """A connection that knows what was committed on it."""
+
+    _driver: Server
+    pending: list[str]
+
+    def execute(self, query: str) -> FakeConnection:
+        """Begin something."""
+        self.pending.append(query)
+        return super().execute(query)
+
+    def commit(self) -> None:
+        """Make it last."""
+        super().commit()
+        self._driver.committed.update(self.pending)
+        self.pending.clear()
+
+    def rollback(self) -> None:
+        """Undo it."""
+        super().commit()
+        self.pending.clear()
+
+
+class Server(FakeDriver):
+    """Gives such connections."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.committed: set[str] = set()
+        self.hangs = False  # the next reset blocks, until its session is cut
+        self.baton: Any = None
+
+    def block(self, conn: FakeConnection) -> None:
+        """Reset a connection, perhaps not for a long time."""
+        if self.hangs:
+            self.baton.wait(lambda: conn.number not in self.sessions)
+            self.hangs = False
+        conn.rollback()
+
+    async def connect(self, *parameters: Any) -> Any:
+        """Make a connection."""
+        conn = await super().connect(*parameters)
+        conn.__class__ = Session
+        conn.pending = []
+        return conn
+
+
 class Stage:
     """One run of a scenario: the pool, its fake server, and what the clients do with both."""
 
     def __init__(self, baton: Baton) -> None:
         self.baton = baton
-        self.driver = FakeDriver()
+        self.driver = Server()
+        self.driver.baton = baton
         self.pool: Any = None
         self.lent: Any = None  # what was taken before the clients came
         self.held: dict[int, str] = {}  # who uses which session
         self.outcomes: dict[str, list[str]] = {}
-        self.wrong: list[str] = []
+        self.wrong = baton.wrong
+        self.refused = 0  # handlers
+        self.leaks = 0  # connections that were dropped
+        self.begun = 0  # blocks
+        self.ended: set[str] = set()  # what was done in those that ended without an error
 
     def get(self, timeout: float | None = None) -> FakeConnection:
         """Take a connection, and see that nobody else has it."""
@@ -396,6 +509,24 @@ class Stage:
         conn = self.get(timeout)
         self.baton.point()
         self.put(conn)
+
+    def handle(self, handler: Client) -> None:
+        """Run a handler, which may be refused."""
+        try:
+            handler(self)
+        except (PoolTimeout, PoolClosed):
+            self.refused += 1
+
+    def work(self, timeout: float | None = None) -> None:
+        """Work in a `with` block, which has committed that if it ends without an error."""
+        self.begun += 1
+        done = f"{self.baton.current.name}, block {self.begun}"
+        with self.pool.connection(timeout) as conn:
+            self.take(conn)
+            conn.execute(done)
+            self.baton.point()
+            self.held.pop(conn.number)
+        self.ended.add(done)
 
     def client(self, name: str, body: Callable[[Stage], object]) -> Thread:
         """A thread that plays a client and notes how it went."""
@@ -434,6 +565,9 @@ class Scenario:
     ticks: int = 0
     lingering: bool = False
     cancellable: tuple[str, ...] = ()
+    #: What interrupts a client's thread once, wherever that enters or leaves a lock or waits.
+    handlers: dict[str, Client] = field(default_factory=dict)
+    drops: bool = False  # whether a client drops its connection
     closed: bool = False  # whether a client closes the pool
 
 
@@ -498,6 +632,9 @@ def _run(scenario: Scenario, stage: Stage) -> None:
     baton.clock.advance(1.0)
     clients = [stage.client(name, body) for name, body in scenario.clients.items()]
     for client in clients:
+        if client.name in scenario.handlers:
+            client.handler = partial(stage.handle, scenario.handlers[client.name])
+    for client in clients:
         client.cancellable = client.name in scenario.cancellable
         client.launch()
     baton.ticks, baton.lingering = scenario.ticks, scenario.lingering
@@ -515,9 +652,14 @@ def _run(scenario: Scenario, stage: Stage) -> None:
 
 def _check(scenario: Scenario, stage: Stage) -> None:
     """Every invariant that must hold when the clients have gone and the workers rest."""
-    core: Core = stage.pool._core
+    core: Core = stage.pool._forebay.core
     _expect(not stage.wrong, "; ".join(stage.wrong))
+    _expect(scenario.drops or not stage.leaks, "a connection was dropped")
+    lost = stage.ended - stage.driver.committed
+    _expect(not lost, f"ended without an error, and not committed: {lost}")
     _expect(scenario.expected(stage.outcomes), f"the clients end as {stage.outcomes}")
+    for name in ("returned", "forsaken"):
+        _expect(not getattr(core, name), f"{name} is not empty")
     _expect(not violations(core), "; ".join(violations(core)))
     dropped = [held.entry for held in core.lost if held.entry in core.entries]
     _expect(not dropped, f"nobody has noticed that {dropped} were dropped")
@@ -529,7 +671,7 @@ def _check(scenario: Scenario, stage: Stage) -> None:
     if not scenario.closed:
         _expect(core.size >= core.min_size, f"{core.size} connections are left")
     before, effects = _fingerprint(core), Effects()
-    core.audit(stage.pool._now(), effects)
+    core.audit(stage.baton.clock.now(), effects)
     untouched = before == _fingerprint(core) and not effects.wake and not effects.start
     _expect(untouched, f"the audit has something to do: {effects}")
 
@@ -550,25 +692,29 @@ def _instrumented(stage: Stage) -> Iterator[None]:
     baton = stage.baton
     played = SimpleNamespace(
         TIMEOUT_MAX=threading.TIMEOUT_MAX,
+        Lock=lambda: Lock(baton),
+        RLock=lambda reentrant=True: Lock(baton, reentrant, interruptible=True),
         Condition=lambda lock: Condition(baton, lock),
         Thread=lambda **arguments: Thread(baton, **arguments),
         current_thread=lambda: baton.current,
+        main_thread=lambda: baton.main,
+        get_ident=lambda: baton.current.ident,
+        local=type("local", (Local,), {"_baton": baton}),
     )
     with ExitStack() as stack:
         enter = stack.enter_context
         enter(mock.patch("forebay._threads.threading", played))
+        enter(mock.patch("forebay._locks.threading", played))
         enter(mock.patch("forebay._threads.time", SimpleNamespace(monotonic=baton.clock.now)))
-        enter(mock.patch("forebay._threads.allocate_lock", partial(Lock, baton)))
-        enter(mock.patch("forebay._threads.RLock", partial(Lock, baton)))
-        for module in ("_threads", "_thread_door"):
-            enter(mock.patch(f"forebay.{module}.mine", Mine(baton)))
+        enter(mock.patch.object(Flows, "_report_leak", _leaks(stage)))
         for name in TRANSITIONS:
             enter(mock.patch.object(Core, name, _locked(stage, getattr(Core, name))))
+        enter(mock.patch.object(Core, "_balance", _interruptible(baton, Core._balance)))
         yield
 
 
 #: Called with the lock held already, with no pool about, or about an entry that nobody else has.
-UNLOCKED = ("audit", "reset_counters", "doubtful", "use")
+UNLOCKED = ("audit", "reset_counters", "doubtful", "use", "tie", "put_off")
 
 TRANSITIONS = tuple(
     name
@@ -582,8 +728,27 @@ def _locked(stage: Stage, transition: Callable[..., Any]) -> Callable[..., Any]:
 
     def watched(core: Core, *args: Any, **kwargs: Any) -> Any:
         pool = stage.pool
-        if pool is not None and pool._lock.owner is not stage.baton.current:
+        if pool is not None and pool._forebay.lock.owner is not stage.baton.current:
             stage.wrong.append(f"{transition.__name__}() without the lock")
         return transition(core, *args, **kwargs)
 
     return watched
+
+
+def _leaks(stage: Stage) -> Callable[..., None]:
+    def report(*_: object) -> None:
+        stage.leaks += 1
+
+    return report
+
+
+def _interruptible(baton: Baton, step: Callable[..., Any]) -> Callable[..., Any]:
+    """A part of a transition before and after which a handler may run."""
+
+    def interrupted(*args: Any) -> Any:
+        baton.interrupt()
+        result = step(*args)
+        baton.interrupt()
+        return result
+
+    return interrupted

@@ -362,7 +362,7 @@ def test_check_replaces_what_died_while_idle(make: Callable[..., Any], admin: Ad
     admin.kill(backend)
     pool.check()
     available(pool, 1)
-    assert pool.get_stats()["connections_lost"] == 1
+    assert pool.get_stats()["connections_lost"] == 2
 
 
 @pytest.mark.parametrize("autocommit", [False, True])

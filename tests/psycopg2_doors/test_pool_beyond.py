@@ -251,7 +251,9 @@ def test_the_timeout_ends(dsn2: str) -> None:
     conn = pool.getconn()
     with pytest.raises(PoolError, match=r"^connection pool exhausted: .* 0\.05 sec"):
         pool.getconn()
-    pool.timeout = 0
+    pool.putconn(conn)
+    pool = ThreadedConnectionPool(1, 1, dsn2)
+    conn = pool.getconn()
     with pytest.raises(PoolError, match=r"^connection pool exhausted$"):
         pool.getconn()
     pool.putconn(conn)
@@ -356,10 +358,15 @@ def test_statistics_count(dsn2: str) -> None:
     assert repr(pool) == "<ThreadedConnectionPool closed of 1..2>"
 
 
-def test_a_factory_that_makes_plain_connections_is_refused_with_the_reason(dsn2: str) -> None:
-    """psycopg2's own connections take no attributes, which the pool needs."""
-    with pytest.raises(TypeError, match="takes no attributes"):
-        ThreadedConnectionPool(1, 1, dsn2, connection_factory=lambda dsn: plain_connection(dsn))
+def test_a_factory_may_make_plain_connections(dsn2: str) -> None:
+    """psycopg2's own take no attributes: they are known by their identity."""
+    pool = ThreadedConnectionPool(1, 2, dsn2, connection_factory=lambda dsn: plain_connection(dsn))
+    conn = pool.getconn()
+    assert type(conn) is plain_connection
+    pool.putconn(conn)
+    assert pool.getconn() is conn
+    pool.closeall()
+    assert conn.closed
 
 
 def test_a_factory_may_make_connections_of_a_class_of_its_own(dsn2: str) -> None:

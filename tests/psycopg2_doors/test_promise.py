@@ -16,7 +16,7 @@ def test_a_client_is_promised_one_of_as_many_as_are_being_opened() -> None:
     """The first two of three are served by two openings, whichever ends first; the third fails."""
     core = Core(PoolRefusals(), min_size=0, max_size=2, keep=0, retrying=False, eager=True)
     core.open(0.0)
-    first, second, third = waiters = [ThreadWaiter() for _ in range(3)]
+    first, second, third = waiters = [ThreadWaiter(None) for _ in range(3)]
     orders = Effects()
     for waiter in waiters:
         orders.start += core.enqueue(waiter, 0.0).start

@@ -22,7 +22,11 @@ class Driver(Protocol):
 
     @property
     def unclean(self) -> Callable[[Any], Any]:
-        """False only for a working connection that is in no transaction and runs nothing."""
+        """False only for a working connection that is in no transaction and runs nothing.
+
+        Nor is it in a state that its transaction status does not show, and that would be lent on:
+        a prepared two-phase transaction, pipeline mode.
+        """
         ...
 
     @property
@@ -38,16 +42,46 @@ class Driver(Protocol):
         """Attach `entry` to a new connection."""
         ...
 
+    def find(self, conn: Any) -> Entry | None:
+        """The entry attached to a connection, if there is one; it may be another pool's."""
+        ...
+
+    def mark(self, conn: Any, pool: Any) -> None:
+        """Write down that `pool` has lent a connection; None: it is with nobody."""
+        ...
+
+    def lent(self, conn: Any, pool: Any) -> tuple[Entry, Any] | None:
+        """The entry of what a client returns to `pool`, and what was lent; None if it was not."""
+        ...
+
     def usable(self, conn: Any) -> bool:
-        """Whether a connection works and waits for a command, in a transaction or not."""
+        """Whether a connection works and waits for a command, in a transaction or not.
+
+        Not one that a rollback does not make clean.
+        """
         ...
 
     def closed(self, conn: Any) -> bool:
         """Whether a connection is known to be closed or lost; never blocks, from any thread."""
         ...
 
+    def died(self, conn: Any) -> bool:
+        """Whether the session of a connection has ended, and not by its client's `close()`."""
+        ...
+
+    def end(self, conn: Any) -> None:
+        """Close a connection on the spot: nobody has it, and its event loop is gone."""
+        ...
+
     def describe(self, conn: Any) -> str:
-        """The name of the connection's transaction status."""
+        """The name of the connection's transaction status, and what that does not show."""
+        ...
+
+    def label(self, conn: Any) -> str:
+        """A connection as a log may name it, in one line, without its connection string.
+
+        Never raises.
+        """
         ...
 
     def readable(self, conns: list[Any]) -> list[Any]:
@@ -62,8 +96,16 @@ class Driver(Protocol):
         """Why an idle connection is dead, as an error of the library, else None.
 
         For its only holder.  Reads what the server has sent, without waiting; a notice, a
-        parameter or a NOTIFY is not death, and NOTIFYs reach the client that uses the connection
-        next.  A silent socket costs one poll.
+        parameter or a NOTIFY is not death.  Calls nothing of the user's: what is for his handlers
+        is kept for `deliver()`.  Too many NOTIFYs that nobody takes are an error, too.  A silent
+        socket costs one poll.
+        """
+        ...
+
+    def deliver(self, conn: Any) -> None:
+        """Give the connection's handlers what was kept by `look()`; they are the user's.
+
+        For the client that is lent the connection.  Raises nothing that they raise.
         """
         ...
 
@@ -78,9 +120,20 @@ class Driver(Protocol):
         """What a failed connect means; what is not recognised with certainty is transient."""
         ...
 
-    def patience(self, conninfo: str, kwargs: dict[str, Any]) -> float:
+    def unanswered(self, error: BaseException) -> bool:
+        """Whether a connect has failed since nobody answered in time: more patience may do."""
+        ...
+
+    def patience(
+        self,
+        conninfo: str,
+        kwargs: dict[str, Any],
+        factor: int = 1,
+        connection_class: Any = None,
+    ) -> float:
         """Seconds that `connect()` may take by its own time-outs; `math.inf` if it has none.
 
+        `factor` and `connection_class` as for `connect()`; without a class it is the library's.
         Looking up names, and further addresses of one name, come on top.
         """
         ...
@@ -111,8 +164,14 @@ class Driver(Protocol):
         """
         ...
 
-    async def connect(self, connection_class: Any, conninfo: str, kwargs: dict[str, Any]) -> Any:
-        """Open a connection, with time-outs where neither the user nor the environment set any."""
+    async def connect(
+        self, connection_class: Any, conninfo: str, kwargs: dict[str, Any], factor: int = 1
+    ) -> Any:
+        """Open a connection, with time-outs where neither the user nor the environment set any.
+
+        The `connect_timeout` that is added is `factor` (1 or more) times as long as usual.  An
+        error of the library's quotes no secret.
+        """
         ...
 
     async def close(self, conn: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from psycopg2 import extensions
 
-from .._thread_door import ThreadDoor, expect_plain_functions
+from .._thread_door import ThreadDoor, begin, expect_plain_functions
 from ..drivers.psycopg2 import (
     PoolClosed,
     PoolDeadlock,
@@ -52,7 +52,7 @@ ConnectFailedCB: TypeAlias = Callable[["ConnectionPool[Any]"], None]
 class ConnectionPool(ThreadDoor[CT]):
     """A pool of `psycopg2.extensions.connection`, to be shared by any number of threads."""
 
-    _driver_class = SyncPsycopg2
+    _forebay_driver = SyncPsycopg2
 
     def __init__(
         self,
@@ -81,6 +81,7 @@ class ConnectionPool(ThreadDoor[CT]):
         max_uses: int = 0,
         action_timeout: float = 3.0,
         leak_threshold: float = 0.0,
+        rejected_after: float = 3.0,
         record_lines: bool = False,
     ) -> None:
         """Make a pool; never blocks.
@@ -106,7 +107,8 @@ class ConnectionPool(ThreadDoor[CT]):
             close_returns: `close()` of a lent connection returns it (for SQLAlchemy).
             timeout: seconds a client waits at most; 0: only for a connection that is ready.
             max_waiting: clients that may wait; 0: no bound.
-            max_lifetime: seconds after which a connection is replaced, less up to 5 %.
+            max_lifetime: seconds after which a connection is replaced, less up to 5 %; 0: each
+                time it is returned.
             max_idle: seconds after which an unused connection above `min_size` is closed.
             reconnect_timeout: seconds of failed attempts until `reconnect_failed` is called.
             reconnect_failed: called with the pool when connecting has failed for that long.
@@ -122,6 +124,9 @@ class ConnectionPool(ThreadDoor[CT]):
                 background; one that takes longer is given up, and the connection with it.
             leak_threshold: seconds after which a connection that is still lent is reported by a
                 warning, and its return by another; 0: never.
+            rejected_after: seconds for which a server must have refused connections by the same
+                verdict (a wrong password, no such database) until waiting clients get
+                `PoolRejected`; 0: at the first refusal.
             record_lines: note the line that acquires each connection, for errors and warnings;
                 assignable, and costs less than a microsecond each time.
 
@@ -161,9 +166,10 @@ class ConnectionPool(ThreadDoor[CT]):
             max_uses=max_uses,
             action_timeout=action_timeout,
             leak_threshold=leak_threshold,
+            rejected_after=rejected_after,
             record_lines=record_lines,
         )
-        self._begin(open)
+        begin(self, open)
 
     def connection(self, timeout: float | None = None) -> TransactionLease[CT]:
         """Lend a connection for a `with` block.
@@ -186,7 +192,7 @@ class ConnectionPool(ThreadDoor[CT]):
 class NullConnectionPool(ConnectionPool[CT]):
     """A pool that keeps no connection: it bounds and queues the clients of a server."""
 
-    _null = True
+    _forebay_null = True
 
     def __init__(
         self,
@@ -215,6 +221,7 @@ class NullConnectionPool(ConnectionPool[CT]):
         max_uses: int = 0,
         action_timeout: float = 3.0,
         leak_threshold: float = 0.0,
+        rejected_after: float = 3.0,
         record_lines: bool = False,
     ) -> None:
         """Make a null pool; the parameters are those of `ConnectionPool`, but for two.
@@ -246,5 +253,6 @@ class NullConnectionPool(ConnectionPool[CT]):
             max_uses=max_uses,
             action_timeout=action_timeout,
             leak_threshold=leak_threshold,
+            rejected_after=rejected_after,
             record_lines=record_lines,
         )

@@ -24,5 +24,9 @@ class TransactionLease(Lease[C]):
 
     def _end(self, conn: Any, *error: Any) -> None:
         failed = error[0] is not None
-        if failed or not conn._forebay_entry.plain or unclean(conn):
+        try:
+            entry = conn._forebay_entry
+        except AttributeError:
+            entry = self._pool._forebay.flows.driver.entry(conn)
+        if failed or not entry.plain or unclean(conn):
             end_transaction(conn, failed)

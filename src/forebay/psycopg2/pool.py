@@ -17,23 +17,24 @@ import logging
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psycopg2
 from psycopg2.extensions import STATUS_READY
 
-from .._core import Core, Phase
-from .._door import statistics
-from .._entry import EVICTED, LENT, Effects
-from .._flows import Flows
-from .._fork import Inherited, register, renewed_core, renewed_flows
-from .._inline import Inline
+from .._core import ALL, Core
+from .._door import Reading, statistics
+from .._entry import EVICTED, IDLE, LENT, Effects
+from .._flows import Source
+from .._fork import Inherited
 from .._runtime import run_sync
-from ..drivers.psycopg2 import SyncPsycopg2, connect, unclean
+from .._thread_door import ENTERED, TAKEN, tied
+from ..drivers.psycopg2 import DropInDriver, connect, is_fresh, unclean
+from ._dropin import NESTED, DropInParts
 from ._lease import TransactionLease
 
 if TYPE_CHECKING:
@@ -80,42 +81,153 @@ class PoolRefusals:
             error.__cause__ = core.last_error
         return error
 
+    def nested(self, core: Core) -> PoolError:
+        """The client asks inside a step of the pool that its own thread makes."""
+        del core
+        return PoolError(f"connection pool busy: {NESTED}")
+
     def rejected(self, core: Core, error: Exception, now: float) -> Exception:
         """An error of connecting is the caller's."""
         del core, now
         return error
 
-    def deadlock(self, core: Core, now: float) -> None:
+    def deadlock(self, core: Core, now: float, stuck: dict[Any, Waiter]) -> None:
         """Nothing is certain of connections that may be returned with a key, from any thread."""
-        del core, now
+        del core, now, stuck
 
 
-class PoolDriver(SyncPsycopg2):
-    """psycopg2, which connects by the `_connect()` of its pool."""
+class Loan(NamedTuple):
+    """A connection that is lent with a key."""
 
-    def __init__(self, pool: AbstractConnectionPool) -> None:
-        super().__init__()
-        self._pool = weakref.ref(pool)  # which a reference cycle would keep
+    conn: Any
+    entry: Entry
+    lending: float  # `lent_at` of this lending, as an object
 
-    async def connect(self, connection_class: Any, conninfo: str, kwargs: dict[str, Any]) -> Any:
-        """Open a connection."""
-        del connection_class, conninfo, kwargs
-        return self._caller()._connect()
 
-    def patience(self, conninfo: str, kwargs: dict[str, Any]) -> float:
-        """Seconds connect() may take by its own time-outs."""
-        del conninfo, kwargs
-        return super().patience(*self._caller()._given())
+class KeyedParts(DropInParts):
+    """The parts of a pool, and what its connections are lent with."""
 
-    def wants_writable(self, conninfo: str, kwargs: dict[str, Any]) -> bool | None:
-        """Whether connections must be able to write."""
-        del conninfo, kwargs
-        return super().wants_writable(*self._caller()._given())
+    __slots__ = ("keys_by_id", "loans", "timeout")
 
-    def _caller(self) -> AbstractConnectionPool:
-        pool = self._pool()
-        assert pool is not None  # it is its caller that connects
-        return pool
+    def __init__(self, pool: Any, core: Core, timeout: float, *, strict: bool) -> None:
+        super().__init__(pool, core, strict=strict)
+        self.timeout = timeout
+        self.loans: dict[Any, Loan] = {}  # by key
+        self.keys_by_id: dict[int, Any] = {}
+
+    def source(self, pool: Any) -> Source:
+        """The parameters of connecting, as they are now."""
+        given = (*pool._args, None, None)
+        return Source(None, given[0] or "", {"connection_factory": given[1], **pool._kwargs})
+
+    def forget_all(self) -> None:
+        """Drop the keys."""
+        self.loans.clear()
+        self.keys_by_id.clear()
+
+    def start_afresh(self) -> None:
+        """In a forked child: forget the parent's connections, and make every part anew."""
+        super().start_afresh()
+        self.loans, self.keys_by_id = {}, {}
+
+    def acquire(self, conn: Any) -> Any:
+        """Do what `_getconn()` could not do at once."""
+        core = self.core
+        if conn is None and (not core.idle or self.now() >= core.due):
+            self.maintain()
+        conn = run_sync(self.flows.acquire, conn, self.timeout)
+        if not core.max_lifetime:
+            core.use(self.flows.driver.entry(conn))
+        return conn
+
+    def held(self, key: Any) -> Any:
+        """The connection that is lent with a key, whether it works or not."""
+        with self.lock:
+            loan = self.loans.get(key)
+            if loan is None:
+                return None
+            if loan.entry.place is LENT and loan.entry.lent_at is loan.lending:
+                return loan.conn
+            self.loans.pop(key, None)  # its lease was dropped, or it was found closed
+            self.keys_by_id.pop(id(loan.conn), None)
+            return None
+
+    def keyed(self, key: Any) -> Any:
+        """The connection that is lent with a key, if there is one and it works."""
+        conn = self.held(key)
+        if conn is not None and self.flows.driver.closed(conn):
+            if not self.closed:
+                self.put_away(conn)
+            return None
+        return conn
+
+    def note(self, key: Any, conn: Any) -> Any:
+        """Note the key of a connection; the one that has it, if another thread was faster."""
+        entry = self.flows.driver.entry(conn)
+        with self.lock:
+            first = self.loans.setdefault(key, Loan(conn, entry, entry.lent_at)).conn
+            self.keys_by_id[id(first)] = key
+        return first
+
+    def put_away(self, conn: Any, key: Any = None, close: bool = False) -> None:
+        """Take a connection back that has a key, is not clean, or must be closed."""
+        driver = self.flows.driver
+        entry: Entry = driver.entry(conn)
+        lending = entry.lent_at
+        close = close or self.is_lost(entry)
+        with self.lock:
+            if self.closed:
+                raise self.core.refusals.closed(self.core)
+            known = self.keys_by_id.get(id(conn))
+            if key is not None and key != known:
+                raise PoolError(f"the connection was not lent with the key {key!r} but {known!r}")
+            self.keys_by_id.pop(id(conn), None)
+            self.loans.pop(known, None)
+            driver.mark(conn, None)
+        if self.inside:
+            self.put_off(entry, conn, lending, evict=close)
+            return
+        tidy = not unclean(conn)
+        if driver.closed(conn) or not (close or tidy or self._full):
+            run_sync(self.flows.release, entry, conn)
+            return
+        with self.lock:
+            if close or not tidy:  # to be closed, so not rolled back; nor kept if there is room now
+                entry.expires_at = EVICTED
+            effects = self.core.checkin(entry, conn, self.now(), lending)
+        run_sync(self.flows.conclude, effects or Effects())
+        if self.core.lost:
+            self.maintain()
+
+    def take_otherwise(self, conn: Any, key: Any, close: bool) -> None:
+        """Take back what is no connection of psycopg2's, or is behind what was lent."""
+        driver = self.flows.driver
+        if isinstance(driver.find(conn), Inherited):
+            return  # the parent process has it
+        lent = driver.lent(conn, self.pool())
+        if lent is None:
+            self.expect_open()
+            raise PoolError("trying to put unkeyed connection")
+        self.put_away(lent[1], key, close)
+
+    def fill(self, number: int) -> None:
+        """Open the first connections."""
+        core = self.core
+        try:
+            first = [self.acquire(None) for _ in range(number)]
+        except BaseException:
+            self.close()
+            raise
+        with self.lock:
+            for conn in first:
+                entry = self.flows.driver.entry(conn)
+                core.checkin(entry, conn, self.now(), entry.lent_at)
+            core.requests_queued, core.requests_time = 0, 0.0  # these were no clients
+
+    @property
+    def _full(self) -> bool:
+        """Whether a connection that comes back would be closed."""
+        return len(self.core.idle) >= self.core.keep and not self.core.waiting
 
 
 class PoolLease(TransactionLease["Connection"]):
@@ -123,22 +235,118 @@ class PoolLease(TransactionLease["Connection"]):
 
     __slots__ = ()
 
-    def _take(self) -> Any:
+    def __enter__(self) -> Connection:
+        """Lend the connection."""
+        if self._conn is not None:
+            raise RuntimeError(ENTERED)
+        self._conn = TAKEN
         pool: Any = self._pool
-        return pool.getconn()
+        try:
+            conn: Any = pool.getconn()
+        except BaseException:
+            self._conn = None
+            raise
+        try:
+            entry = conn._forebay_entry
+        except AttributeError:
+            entry = pool._forebay.flows.driver.entry(conn)
+        self._lent_at = entry.lent_at
+        self._token = entry.token or tied(entry, pool)
+        entry.token = None
+        entry.kept = self._conn = conn
+        entry.leased = entry.holder or True
+        lent: Connection = conn
+        return lent
+
+
+class Used(Mapping[Any, Any]):
+    """The connections that a pool has lent, by key; those without one have a number."""
+
+    def __init__(self, parts: KeyedParts) -> None:
+        self._parts = parts
+
+    def _now(self) -> dict[Any, Any]:
+        parts = self._parts
+        lent = [entry.ref and entry.ref() for entry in [*parts.core.entries] if entry.place is LENT]
+        keys = parts.keys_by_id
+        return {keys.get(id(conn), id(conn)): conn for conn in lent if conn is not None}
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._now()[key]
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Nothing: a `_connect()` after the original's notes what the pool notes itself."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def __repr__(self) -> str:
+        return repr(self._now())
+
+
+class Keys(Used):
+    """The keys of the connections that a pool has lent, by `id()`."""
+
+    def _now(self) -> dict[Any, Any]:
+        return {id(conn): key for key, conn in super()._now().items()}
+
+
+class Idle(Sequence[Any]):
+    """The idle connections of a pool, the one returned last at the end."""
+
+    def __init__(self, parts: KeyedParts) -> None:
+        self._parts = parts
+
+    def _now(self) -> list[Any]:
+        conns = [entry.conn for entry in [*self._parts.core.idle] if entry.place is IDLE]
+        return [conn for conn in conns if conn is not None]
+
+    def append(self, conn: Any) -> None:
+        """Nothing: a `_connect()` after the original's notes what the pool notes itself."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._now()[index]
+
+    def __contains__(self, conn: object) -> bool:
+        return conn in self._now()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._now())
+
+    def __len__(self) -> int:
+        return len(self._parts.core.idle)
+
+    def __repr__(self) -> str:
+        return repr(self._now())
 
 
 class AbstractConnectionPool:
     """What the pools have in common, all of it safe among threads; without public verbs.
 
     Subclasses may override `_connect()`, `_getconn()`, `_putconn()` and `_closeall()`.
+
+    Attributes:
+        minconn: how many idle connections the pool keeps; assignable.
+        maxconn: how many connections there may be; assignable.
     """
+
+    # Not properties: a subclass may set them before this class does, or be a dataclass.
+    minconn: int
+    maxconn: int
 
     #: `close()` on a lent connection closes it, as in the original.
     close_returns = False
-    # What a lease asks of its pool: these lend and take back by their own verbs only.
-    _quick = _swift = False
-    _is_inside = staticmethod(bool)
+
+    _forebay: KeyedParts
+    _forebay_parts: type[KeyedParts] = KeyedParts
+
+    # Names of the original's that programs look at; `_args` and `_kwargs` are others.
+    _used = Reading(lambda pool: Used(pool._forebay))
+    _rused = Reading(lambda pool: Keys(pool._forebay))
+    _pool = Reading(lambda pool: Idle(pool._forebay))
 
     def __init__(
         self,
@@ -163,77 +371,48 @@ class AbstractConnectionPool:
         minconn, maxconn = int(minconn), int(maxconn)
         if minconn > maxconn:
             raise ValueError(f"minconn must not be greater than maxconn, not {minconn} > {maxconn}")
-        self.timeout = timeout
+        self.minconn, self.maxconn = minconn, maxconn
         self._args = args
         self._kwargs = kwargs
-        self._used: dict[Any, Any] = {}  # the connections that are lent with a key
-        self._rused: dict[int, Any] = {}  # their keys, by id
-        self._core = core = Core(
+        core = Core(
             PoolRefusals(),
             min_size=0,
             max_size=maxconn,
-            keep=max(0, minconn),
+            keep=kept(minconn),
             retrying=False,
             eager=True,
             max_waiting=max_waiting,
             max_lifetime=max_lifetime,
             max_idle=inf,
         )
-        runtime = self._new_runtime()
-        self._lock = runtime.lock
-        self._now = runtime.now
-        self._flows = Flows(
-            core,
-            runtime,
-            PoolDriver(self),
-            name=name or type(self).__name__,
-            connection_class=None,
-        )
+        strict = check is not None or not max_lifetime
+        parts = self._forebay_parts(self, core, timeout, strict=strict)
+        driver = DropInDriver(self)
         # Errors of connecting are the caller's anyway, and to return a transaction is a habit here.
-        self._flows.level = logging.DEBUG
-        self._guarded = check is not None
-        self._flows.open()
-        register(self)
-        self._fill(minconn)
-        self._flows.check = partial(_expect_usable, check)
+        parts.start(driver, name or type(self).__name__, logging.DEBUG)
+        self._forebay = parts
+        parts.fill(minconn)
+        parts.flows.check = partial(_expect_usable, driver, check)
 
-    def _new_runtime(self) -> Any:
-        return Inline(partial(_maintain, weakref.ref(self)))
-
-    def _start_afresh(self) -> None:
-        """In a forked child: forget the parent's connections, and make every part anew."""
-        self._core = renewed_core(self._core)
-        self._flows = renewed_flows(self._flows, self._core, self._new_runtime())
-        self._lock = self._flows.runtime.lock
-        self._used, self._rused = {}, {}
-
-    @property
-    def minconn(self) -> int:
-        """How many idle connections the pool keeps; assignable."""
-        return int(self._core.keep)
-
-    @minconn.setter
-    def minconn(self, value: int) -> None:
-        self._core.keep = value
-
-    @property
-    def maxconn(self) -> int:
-        """How many connections there may be; assignable."""
-        return int(self._core.max_size)
-
-    @maxconn.setter
-    def maxconn(self, value: int) -> None:
-        self._core.max_size = value
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        # Not by __dict__: to ask for that makes every attribute of the pool slower.
+        if name in ("minconn", "maxconn") and hasattr(self, "_forebay"):
+            core = self._forebay.core
+            if name == "minconn":
+                core.keep = kept(value)
+            else:
+                core.max_size = value
 
     @property
     def closed(self) -> bool:
         """Whether `closeall()` was called."""
-        return self._core.phase is not Phase.OPEN
+        return self._forebay.closed
 
     def __repr__(self) -> str:
-        core = self._core
+        core = self._forebay.core
         state = "closed" if self.closed else f"{len(core.idle)} idle, {core.lent} lent"
-        return f"<{type(self).__name__} {state} of {core.keep}..{core.max_size}>"
+        return f"<{type(self).__name__} {state} of {self.minconn}..{self.maxconn}>"
 
     def connection(self) -> TransactionLease[Connection]:
         """Lend a connection for a `with` block.
@@ -241,151 +420,86 @@ class AbstractConnectionPool:
         At the end of the block the transaction is committed, or rolled back on an exception, and
         the connection is returned; psycopg2's own `with connection:` only ends a transaction.
         """
-        pool: Any = self
-        return PoolLease.of(pool, None)
+        return PoolLease.of(self, None)
 
     def get_stats(self) -> dict[str, int]:
         """What the pool holds now, and what it has counted; times in milliseconds."""
-        with self._lock:
-            return {**statistics(self._core), "pool_min": self.minconn}
+        parts = self._forebay
+        with parts.lock:
+            return {**statistics(parts.core), "pool_min": self.minconn}
 
     def _connect(self, key: Any = None) -> Connection:
         """Open a connection; called without a key, which the pool notes by itself."""
         del key
-        conn: Connection = connect(*self._args, **self._kwargs)
+        conn: Connection = connect(self._args, self._kwargs)
         return conn
-
-    def _given(self) -> tuple[str, dict[str, Any]]:
-        """The connection string and the other arguments of `psycopg2.connect()`."""
-        return (self._args[0] if self._args else "") or "", self._kwargs
 
     def _getconn(self, key: Any = None) -> Connection:
         """Lend a connection."""
+        parts = self._forebay
         if key is not None:
-            return self._get_keyed(key)
-        with self._lock:
-            conn = self._core.checkout(self._now())
-        if conn is None or conn.closed or self._guarded:
-            conn = self._acquire(conn)
-        conn._pool = self
+            keyed: Connection = _get_keyed(self, key)
+            return keyed
+        with parts.lock:
+            conn = parts.core.checkout(parts.now())
+        if conn is None or conn.closed or parts.guarded:
+            conn = parts.acquire(conn)
+        try:
+            conn._pool = self
+        except AttributeError:
+            parts.flows.driver.mark(conn, self)
         lent: Connection = conn
         return lent
 
-    def _get_keyed(self, key: Any) -> Connection:
-        """Lend the connection that is in use with this key, else another one."""
-        if self.closed:
-            raise self._core.refusals.closed(self._core)
-        with self._lock:
-            conn: Any = self._used.get(key)
-            stale = conn is not None and conn.closed
-            if stale:
-                del self._used[key], self._rused[id(conn)]
-        if stale:
-            self._put_away(conn)
-        elif conn is not None:
-            lent: Connection = conn
-            return lent
-        conn = AbstractConnectionPool._getconn(self)
-        with self._lock:
-            first: Connection = self._used.setdefault(key, conn)
-            self._rused[id(first)] = key
-        if first is not conn:  # another thread was faster
-            self._put_away(conn)
-        return first
-
     def _putconn(self, conn: Any, key: Any = None, close: bool = False) -> None:
         """Take a connection back."""
+        parts = self._forebay
         try:
             entry, lender = conn._forebay_entry, conn._pool
+            dirty = conn.get_transaction_status() or conn.status != STATUS_READY
         except AttributeError:
-            raise self._stranger() from None
-        if lender is not self:
-            if isinstance(entry, Inherited):
-                return  # the parent process has it
-            raise self._stranger()
-        if (
-            close
-            or key is not None
-            or self._used
-            or conn.get_transaction_status()
-            or conn.status != STATUS_READY
-        ):
-            self._put_away(conn, key, close)
+            parts.take_otherwise(conn, key, close)
+            return
+        if lender is not self or not (entry.plain or entry.ref is None or entry.ref() is conn):
+            parts.take_otherwise(conn, key, close)
+            return
+        if dirty or close or key is not None or parts.loans or parts.core.lost:
+            parts.put_away(conn, key, close)
             return
         conn._pool = None
-        with self._lock:
-            effects = self._core.checkin(entry, conn, self._now())
+        with parts.lock:
+            effects = parts.core.checkin(entry, conn, parts.now(), entry.lent_at)
         if effects is not None:
-            run_sync(self._flows.conclude(effects))
-
-    def _put_away(self, conn: Any, key: Any = None, close: bool = False) -> None:
-        """Take a connection back that has a key, is not clean, or must be closed."""
-        entry: Entry = conn._forebay_entry
-        with self._lock:
-            if self.closed:
-                raise self._core.refusals.closed(self._core)
-            known = self._rused.get(id(conn))
-            if key is not None and key != known:
-                raise PoolError(f"the connection was not lent with the key {key!r} but {known!r}")
-            self._rused.pop(id(conn), None)
-            self._used.pop(known, None)
-            conn._pool = None
-        tidy = not unclean(conn)
-        if conn.closed or not (close or tidy or self._full):
-            run_sync(self._flows.release(entry, conn))
-            return
-        with self._lock:
-            if close or not tidy:  # to be closed, so not rolled back; nor kept if there is room now
-                entry.expires_at = EVICTED
-            effects = self._core.checkin(entry, conn, self._now())
-        run_sync(self._flows.conclude(effects or Effects()))
+            run_sync(parts.flows.conclude, effects)
 
     def _closeall(self) -> None:
-        """Close all connections, also those in use."""
-        core = self._core
-        with self._lock:
-            if self.closed:
-                raise core.refusals.closed(core)
-            lent = [entry.ref() for entry in core.entries if entry.ref and entry.place is LENT]
-            effects = core.close(self._now())
-            self._used.clear()
-            self._rused.clear()
-        self._flows.carry_out(effects)
-        for conn in lent:
-            if conn is not None:
-                run_sync(self._flows.driver.close(conn))
+        """Close all connections, also those in use.
 
-    @property
-    def _full(self) -> bool:
-        """Whether a connection that comes back would be closed."""
-        return len(self._core.idle) >= self._core.keep and not self._core.waiting
+        In a signal handler that interrupts one of the pool's own steps: at the next call.
+        """
+        parts = self._forebay
+        if parts.closed and not parts.closing:
+            raise parts.core.refusals.closed(parts.core)
+        parts.close()
 
-    def _fill(self, number: int) -> None:
-        """Open the first connections."""
-        core = self._core
-        try:
-            first = [self._acquire(None) for _ in range(number)]
-        except BaseException:
-            AbstractConnectionPool._closeall(self)
-            raise
-        with self._lock:
-            for conn in first:
-                core.checkin(conn._forebay_entry, conn, self._now())
-            core.requests_queued, core.requests_time = 0, 0.0  # these were no clients
 
-    def _acquire(self, conn: Any) -> Any:
-        """Do what `_getconn()` could not do at once."""
-        if conn is None and (not self._core.idle or self._now() >= self._core.due):
-            self._maintain()
-        return run_sync(self._flows.acquire(conn, self.timeout))
+def kept(minconn: int) -> int:
+    """How many idle connections a pool keeps; not `ALL`, with which it aims at what it grew to."""
+    return min(max(0, minconn), ALL - 1)
 
-    def _maintain(self) -> None:
-        self._flows.maintain()
 
-    def _stranger(self) -> Exception:
-        if self.closed:
-            return self._core.refusals.closed(self._core)
-        return PoolError("trying to put unkeyed connection")
+def _get_keyed(pool: AbstractConnectionPool, key: Any) -> Any:
+    """Lend the connection that is in use with this key, else another one."""
+    parts = pool._forebay
+    parts.expect_open()
+    conn = parts.keyed(key)
+    if conn is not None:
+        return conn
+    conn = AbstractConnectionPool._getconn(pool)
+    first = parts.note(key, conn)
+    if first is not conn:  # another thread was faster
+        parts.put_away(conn)
+    return first
 
 
 class SimpleConnectionPool(AbstractConnectionPool):
@@ -421,7 +535,15 @@ class SimpleConnectionPool(AbstractConnectionPool):
 
 
 class ThreadedConnectionPool(AbstractConnectionPool):
-    """A pool that any number of threads share."""
+    """A pool that any number of threads share.
+
+    Its `_lock` is for subclasses that do more than one thing at a time: the pool never takes it.
+    """
+
+    def __init__(self, minconn: int, maxconn: int, *args: Any, **kwargs: Any) -> None:
+        """The parameters are those of `AbstractConnectionPool`."""
+        super().__init__(minconn, maxconn, *args, **kwargs)
+        self._lock = threading.Lock()
 
     def getconn(self, key: Any = None) -> Connection:
         """Lend a connection: the one in use with `key`, else the one returned last, else a new one.
@@ -442,7 +564,7 @@ class ThreadedConnectionPool(AbstractConnectionPool):
             PoolError: this pool has not lent the connection (with this key), or is closed.
         """
         if conn is None and key is not None:
-            conn = self._used.get(key)
+            conn = self._forebay.held(key)
         self._putconn(conn, key, close)
 
     def closeall(self) -> None:
@@ -460,13 +582,48 @@ class Life:
     __slots__ = ("__weakref__",)
 
 
-class ThreadKeys(threading.local):
-    """The key of each thread: thread ids are reused, this is not."""
+def thread_keys(ended: deque[weakref.ref[Life]]) -> Any:
+    """What gives each thread its key: thread ids are reused, this is not.
 
-    def __init__(self, ended: deque[weakref.ref[Life]]) -> None:
-        self._life = Life()
-        self.key = weakref.ref(self._life, ended.append)
-        hash(self.key)  # while it can be computed: a thread may end and never have used its key
+    Made with its pool, from what `threading` is then; see `_threads.thread_own()`.
+    """
+
+    class ThreadKeys(threading.local):
+        def __init__(self) -> None:
+            self._life = Life()
+            self.key = weakref.ref(self._life, ended.append)
+            hash(self.key)  # while it can be computed: a thread may end and never have used its key
+
+    return ThreadKeys()
+
+
+class PersistentParts(KeyedParts):
+    """The parts of a pool, and the keys of the threads that use it."""
+
+    __slots__ = ("ended", "own_keys")
+
+    def __init__(self, pool: Any, core: Core, timeout: float, *, strict: bool) -> None:
+        super().__init__(pool, core, timeout, strict=strict)
+        # Appended to by callbacks of weak references, which may run anywhere.
+        self.ended: deque[weakref.ref[Life]] = deque()
+        self.own_keys = thread_keys(self.ended)
+
+    def maintain(self) -> None:
+        """Do what time makes necessary, and what was put off."""
+        self.collect()
+        super().maintain()
+
+    def collect(self) -> None:
+        """Put the connections of threads that have ended away."""
+        while self.ended:
+            with suppress(IndexError):  # another thread was faster
+                conn = self.keyed(self.ended.popleft())
+                if conn is not None and not self.closed:
+                    self.put_away(conn)
+
+    def mine(self) -> Any:
+        """The connection that the calling thread has."""
+        return self.held(self.own_keys.key)
 
 
 class PersistentConnectionPool(AbstractConnectionPool):
@@ -475,12 +632,12 @@ class PersistentConnectionPool(AbstractConnectionPool):
     The connection of a thread that has ended goes back to the pool.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    _forebay_parts = PersistentParts
+
+    def __init__(self, minconn: int, maxconn: int, *args: Any, **kwargs: Any) -> None:
         """The parameters are those of `ThreadedConnectionPool`."""
-        # Appended to by callbacks of weak references, which may run anywhere.
-        self._ended: deque[weakref.ref[Life]] = deque()
-        self._keys = ThreadKeys(self._ended)
-        super().__init__(*args, **kwargs)
+        super().__init__(minconn, maxconn, *args, **kwargs)
+        self._lock = threading.Lock()  # as in ThreadedConnectionPool
 
     def getconn(self) -> Connection:
         """Lend the thread its connection.
@@ -489,9 +646,10 @@ class PersistentConnectionPool(AbstractConnectionPool):
             PoolError: `maxconn` threads have connections, or the pool is closed.
             psycopg2.Error: a new connection could not be opened.
         """
-        if self._ended:
-            self._collect()
-        return self._getconn(self._keys.key)
+        parts: Any = self._forebay
+        if parts.ended:
+            parts.collect()
+        return self._getconn(parts.own_keys.key)
 
     def putconn(self, conn: Connection | None = None, close: bool = False) -> None:
         """Put the thread's connection (or another one) away, as `ThreadedConnectionPool` does.
@@ -499,7 +657,8 @@ class PersistentConnectionPool(AbstractConnectionPool):
         Raises:
             PoolError: the thread has none, `conn` is none of the pool's, or the pool is closed.
         """
-        self._putconn(self._used.get(self._keys.key) if conn is None else conn, None, close)
+        parts: Any = self._forebay
+        self._putconn(parts.mine() if conn is None else conn, None, close)
 
     def closeall(self) -> None:
         """Close all connections, also those in use.
@@ -515,24 +674,9 @@ class PersistentConnectionPool(AbstractConnectionPool):
         At the end of the block the transaction is committed, or rolled back on an exception.  The
         connection is put away, unless the thread had it before the block.
         """
-        pool: Any = self
-        return (
-            BorrowingLease.of(pool, None)
-            if self._keys.key in self._used
-            else PoolLease.of(pool, None)
-        )
-
-    def _maintain(self) -> None:
-        self._collect()
-        super()._maintain()
-
-    def _collect(self) -> None:
-        """Put the connections of threads that have ended away."""
-        while self._ended:
-            with suppress(IndexError):  # another thread was faster
-                conn = self._used.get(self._ended.popleft())
-                if conn is not None and not self.closed:
-                    self._putconn(conn)
+        parts: Any = self._forebay
+        kind = PoolLease if parts.mine() is None else BorrowingLease
+        return kind.of(self, None)
 
 
 class BorrowingLease(PoolLease):
@@ -540,23 +684,36 @@ class BorrowingLease(PoolLease):
 
     __slots__ = ()
 
-    def __del__(self) -> None:
-        """Nothing: the thread keeps the connection."""
+    def __enter__(self) -> Connection:
+        """Lend the connection: the lease has no token, for if it is dropped nothing comes back."""
+        if self._conn is not None:
+            raise RuntimeError(ENTERED)
+        self._conn = TAKEN
+        pool: Any = self._pool
+        try:
+            conn: Any = pool.getconn()
+        except BaseException:
+            self._conn = None
+            raise
+        self._lent_at = pool._forebay.flows.driver.entry(conn).lent_at
+        self._token = None
+        self._conn = conn
+        lent: Connection = conn
+        return lent
 
-    def _put_back(self, conn: Any) -> None:
-        pass
+    def __exit__(self, *error: object) -> None:
+        """End the transaction, unless the connection was put away in the block."""
+        conn, self._conn = self._conn, None
+        if conn is None or conn is TAKEN:
+            return
+        entry = self._pool._forebay.flows.driver.entry(conn)
+        if entry.place is LENT and entry.lent_at is self._lent_at:
+            self._end(conn, *error)
 
 
-def _expect_usable(check: Callable[[Any], object] | None, conn: Any) -> None:
+def _expect_usable(driver: Any, check: Callable[[Any], object] | None, conn: Any) -> None:
     """Refuse what its last holder closed after all, or what the user's check does not like."""
-    if conn.closed:
+    if driver.closed(conn) and not is_fresh(driver.entry(conn)):
         raise psycopg2.InterfaceError("connection already closed")
     if check is not None:
         check(conn)
-
-
-def _maintain(this: weakref.ref[Any]) -> None:
-    """Do the maintenance of a pool for a client that waits."""
-    pool = this()
-    if pool is not None:
-        pool._maintain()
