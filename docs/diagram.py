@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
 from pathlib import Path
@@ -45,13 +45,15 @@ NULL: dict[str, Any] = {"min_size": 0, "max_size": 1, "keep": 0, "retrying": Fal
 #: The transitions that are played.
 PLAYED = {
     *("open", "close", "drain", "fill", "maintain", "resize"),
-    *("checkout", "enqueue", "cancel", "checkin", "recycle", "retake", "discard", "check_failed"),
-    *("begin", "opened", "open_failed", "recall", "serviced", "reclaim", "retired", "demoted"),
+    *("checkout", "enqueue", "cancel", "checkin", "give_back", "retake", "discard", "check_failed"),
+    *("begin", "opened", "open_failed", "recall", "inspect", "serviced", "reclaim", "retired"),
+    *("demoted", "resettle"),
 }
 #: The methods of the core that move no entry, unless they repair (`audit`), or balance.
 MOVE_NOTHING = {
     *("audit", "check_passed", "expire", "promised", "refuse", "reset_counters", "watch"),
-    *("arm", "disarm", "doubtful", "overheld", "snapshot", "use"),
+    *("arm", "disarm", "doubtful", "overheld", "snapshot", "use", "put_off"),
+    *("claim", "tie", "untie"),
 }
 
 #: Where an entry stores its place, below the tracing property.
@@ -109,7 +111,7 @@ def _caller() -> str:
     name = ""
     frame = inspect.currentframe()
     while frame is not None:
-        if frame.f_code.co_filename == _core.__file__:
+        if frame.f_code.co_filename == _core.__file__ and frame.f_code.co_name != "run":
             name = frame.f_code.co_name
             if name in SHARED:
                 return name
@@ -126,7 +128,7 @@ class Client:
         self.error: BaseException | None = None
         self.ready = False
         self.since = self.deadline = 0.0
-        self.holder = self.claim = None
+        self.holder = self.claim = self.client = None
 
     def wake(self) -> None:
         """Do nothing: the script lets the client act."""
@@ -152,7 +154,7 @@ class Refusals:
         """The client's time is up."""
         return RuntimeError("timeout")
 
-    rejected = timeout
+    rejected = nested = timeout
 
     def deadlock(self, *_: object) -> None:
         """It is never certain."""
@@ -180,7 +182,7 @@ class Play:
         if core.phase is Phase.NEW:
             yield ("open",)
             return
-        yield from (("close",), ("drain",), ("maintain",), ("tick",), ("demoted",))
+        yield from (("close",), ("drain",), ("maintain",), ("tick",), ("demoted",), ("resettle",))
         yield from (("resize", 0, 1), ("resize", core.min_size, 2), ("fill", 1))
         if core.phase is Phase.OPEN and self.client is None:
             yield from (("checkout",), ("enqueue",))
@@ -193,13 +195,13 @@ class Play:
         if entry.ordered:
             return ["begin"]
         if entry.place is IDLE:
-            return ["recall"]
+            return ["recall", "inspect"]
         if entry not in self.held:
             return []
         if entry.place is OPENING:
             return ["opened", "open_failed", "configure_failed", "drop"]
         if entry.place is LENT:
-            returns = ["checkin", "recycle", "retake", "discard", "check_failed"]
+            returns = ["checkin", "give_back", "retake", "discard", "check_failed"]
             return [*returns, "reclaim", "drop"]
         return ["retired", "drop"] if entry.place is RETIRED else ["serviced", "discard", "drop"]
 
@@ -214,6 +216,12 @@ class Play:
 
     def _demoted(self, _: str) -> Any:
         return self.core.demoted(self.now, 0.5)
+
+    def _resettle(self, _: str) -> Any:
+        for entry in [e for e in self.held if e.place not in (IDLE, LENT)]:
+            del self.held[entry]
+        effects, _left = self.core.resettle(self.now, evict=False)
+        return effects
 
     def _tick(self, _: str) -> None:
         self.now += HOUR
@@ -245,6 +253,8 @@ class Play:
 
     def _entry_event(self, event: str, at: int) -> Any:
         core, entry = self.core, [*self.core.entries, *self.core.retiring][at]
+        if event == "inspect":
+            return core.inspect(entry, self.now)
         if event in ("begin", "recall"):
             held = core.begin(entry, self.now) if event == "begin" else core.recall(entry)
             if held is not None:
@@ -254,27 +264,30 @@ class Play:
 
     def _end_of_hold(self, event: str, entry: Any, held: Any) -> Any:
         core, error = self.core, OSError()
-        if event == "opened":
-            return core.opened(entry, Thing(), 0.0, self.now, 0.5)
-        if event == "open_failed":
-            return core.open_failed(entry, None, error, self.now, 0.5)
-        if event == "configure_failed":
-            return core.open_failed(entry, Thing(), error, self.now, 0.5)
-        if event == "check_failed":
-            return core.check_failed(entry, held, error, self.now, self.now, 0.5)
-        if event == "retired":
-            return core.retired(entry)
-        if event == "retake":
-            entry.leased = "a lease"
-            return core.retake(entry, held, entry.lent_at, self.now)
-        if event == "reclaim":
-            return core.reclaim(entry, self.now)
-        if event == "drop":
-            return None  # with this frame ends the last reference
-        return getattr(core, event)(entry, held, self.now)
+        ends: dict[str, Callable[[], Any]] = {
+            "opened": lambda: core.opened(entry, Thing(), 0.0, self.now, 0.5),
+            "open_failed": lambda: core.open_failed(entry, None, error, self.now, 0.5),
+            "configure_failed": lambda: core.open_failed(entry, Thing(), error, self.now, 0.5),
+            "check_failed": lambda: core.check_failed(entry, held, error, self.now, self.now, 0.5),
+            "retired": lambda: core.retired(entry),
+            "retake": lambda: self._retake_lease(entry, held),
+            "reclaim": lambda: core.reclaim(entry, self.now),
+            "drop": lambda: None,  # with this frame ends the last reference
+            "checkin": lambda: core.checkin(entry, held, self.now, entry.lent_at),
+            "give_back": lambda: core.give_back(entry, held, self.now, entry.lent_at, clean=False),
+            "discard": lambda: core.discard(entry, held, self.now, 0.5),
+            "serviced": lambda: core.serviced(entry, held, self.now),
+        }
+        return ends[event]()
 
-    _begin = _recall = _opened = _open_failed = _configure_failed = _check_failed = _entry_event
-    _checkin = _recycle = _retake = _serviced = _discard = _reclaim = _entry_event
+    def _retake_lease(self, entry: Any, held: Any) -> Any:
+        entry.leased, entry.kept = "a lease", held
+        return self.core.retake(entry, entry.tether, self.now)
+
+    _begin = _recall = _inspect = _opened = _open_failed = _configure_failed = _check_failed = (
+        _entry_event
+    )
+    _checkin = _give_back = _retake = _serviced = _discard = _reclaim = _entry_event
     _retired = _drop = _entry_event
 
     def state(self) -> tuple[Any, ...]:
