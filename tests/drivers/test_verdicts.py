@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -146,17 +147,22 @@ def test_a_server_that_is_full_is_crowded(side: Side, small: EmbeddedPostgres) -
 
 
 def _await_room(server: EmbeddedPostgres) -> None:
-    """Wait until the server has noticed that the connections are closed."""
+    """Wait until the server has noticed that the connections are closed, and ours after them."""
     deadline = time.monotonic() + 10
     count = "select count(*) from pg_stat_activity where backend_type = 'client backend'"
-    while True:
+    alone = False
+    while not alone:
         assert time.monotonic() < deadline, "still crowded after 10 seconds"
-        try:
-            with psycopg.connect(server.dsn, autocommit=True) as conn:
-                if conn.execute(count).fetchone() == (1,):
-                    return
-        except psycopg.OperationalError:
-            continue
+        with (
+            suppress(psycopg.OperationalError),
+            psycopg.connect(server.dsn, autocommit=True) as conn,
+        ):
+            backend = conn.info.backend_pid
+            alone = conn.execute(count).fetchone() == (1,)
+    with suppress(ProcessLookupError):
+        while True:
+            assert time.monotonic() < deadline, "our own backend is not gone after 10 seconds"
+            os.kill(backend, 0)
 
 
 @pytest.mark.embedded
