@@ -544,7 +544,7 @@ class Core:
         self._take_returned(now, effects)  # perhaps this one: a handler may have returned it too
         if entry.place is place and (entry.lent_at is lending or place is RETIRED):
             self._take_back(entry, conn, now, clean, effects)
-            self.untie(entry, token, lending)  # not before: if we are cut short, it dies
+        self.untie(entry, token, lending)  # not before: if we are cut short, it dies
         return self._balance(now, effects)
 
     @step
