@@ -487,7 +487,11 @@ def stranger(pool: Any, conn: Any) -> ValueError:
     """The error for the return of a connection that this pool has not lent."""
     label = pool._forebay.flows.driver.label(conn)
     lender = getattr(conn, "_pool", None)
-    if lender is None:
+    if type(conn).__module__ == "builtins":  # a string or a dict may hold a password
+        shown = f"{conn!r}, " if conn is None or isinstance(conn, int) else ""
+        label = f"{shown}of type {type(conn).__qualname__}"
+        origin = "it is no connection; give the one that the pool has lent"
+    elif lender is None:
         origin = "it comes from no pool, or it has been returned already"
     else:
         origin = f"it was lent by pool {getattr(lender, 'name', lender)!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,7 @@ class Due:
         self._lock.release()
 
 
-class DropInParts(Parts):
+class DropInParts(Parts, ABC):
     """The parts of a pool that starts no thread, and whose class has public names only."""
 
     __slots__ = ("closing", "pool", "strict")
@@ -121,9 +122,9 @@ class DropInParts(Parts):
         self.thorough = self.guarded = self.strict
         self.checks_out = self.checks_in = False  # leases use the public verbs
 
+    @abstractmethod
     def source(self, pool: Any) -> Source:
         """The parameters of connecting, as they are now."""
-        raise NotImplementedError
 
     @property
     def closed(self) -> bool:
