@@ -488,10 +488,12 @@ def stranger(pool: Any, conn: Any) -> ValueError:
     label = pool._forebay.flows.driver.label(conn)
     lender = getattr(conn, "_pool", None)
     if type(conn).__module__ == "builtins":  # a string or a dict may hold a password
-        shown = f"{conn!r}, " if conn is None or isinstance(conn, int) else ""
-        label = f"{shown}of type {type(conn).__qualname__}"
-        origin = "it is no connection; give the one that the pool has lent"
-    elif lender is None:
+        kind = type(conn).__name__
+        shown = f"{conn!r} ({kind})" if conn is None or isinstance(conn, int) else f"a {kind}"
+        return ValueError(
+            f"can't return {shown} to pool {pool.name!r}: expected the connection that it has lent"
+        )
+    if lender is None:
         origin = "it comes from no pool, or it has been returned already"
     else:
         origin = f"it was lent by pool {getattr(lender, 'name', lender)!r}"
