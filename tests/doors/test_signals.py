@@ -6,7 +6,6 @@ Whatever they ask of the pool is done, or put off, or refused by an error: never
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 import threading
 import time
@@ -15,7 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import count
 from os import getpid
-from typing import Any, Self
+from typing import Any
 
 import psycopg
 import psycopg2.extensions
@@ -23,6 +22,7 @@ import pytest
 
 from forebay import PoolTimeout
 from forebay.errors import PoolClosedMixin
+from tests.faults.strokes import Strokes
 
 from .door import Admin, eventually, run_at_once, stat
 from .flavours import ERRORS, FLAVOURS, Flavour, execute
@@ -38,35 +38,6 @@ LONG = 20.0
 
 class Stroke(BaseException):
     """Raised by a signal handler, as `KeyboardInterrupt` is."""
-
-
-class Strokes:
-    """A timer whose signals strike the main thread: each one calls `action` with its number.
-
-    The next is sent when the last has been dealt with.
-    """
-
-    def __init__(self, action: Callable[[int], None], pause: float = 0.0004) -> None:
-        self._action, self._pause = action, pause
-        self.number = 0
-
-    def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGALRM, self._strike)
-        self.arm()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self._before)
-
-    def arm(self) -> None:
-        """Have the next signal sent; the pause is never the same, so no two strike alike."""
-        self.number += 1
-        signal.setitimer(signal.ITIMER_REAL, self._pause * (1 + self.number % 7 / 10))
-
-    def _strike(self, *_signal: object) -> None:
-        self._action(self.number)
-        self.arm()
 
 
 @pytest.fixture

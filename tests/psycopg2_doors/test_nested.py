@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ import pytest
 
 import forebay.psycopg2.pool
 import forebay.psycopg2_pool
+from tests.faults.strokes import Strokes
 
 from .harness import Admin, eventually, one
 
@@ -210,29 +210,23 @@ def gone(admin: Admin, pids: set[int]) -> int:
     return int(one(admin._conn, left, [*pids]))
 
 
+@pytest.mark.timeout(60, method="thread")  # the other method uses the timer that is used here
 def test_real_signals_find_no_lock_that_they_wait_for(make: Make, table: Any) -> None:
     """A timer's handler, again and again, while the pool works without a pause."""
     pool = make(3, 3)
     ended, calls = [0], [0]
 
-    def handle(*_: object) -> None:
+    def handle(_number: int) -> None:
         calls[0] += 1
         with suppress(psycopg2.Error):
             with block(pool) as conn, conn.cursor() as cursor:
                 cursor.execute("insert into ended values (1)")
             ended[0] += 1
-        signal.setitimer(signal.ITIMER_REAL, 0.0005)
 
-    before = signal.signal(signal.SIGALRM, handle)
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.0005)
+    with Strokes(handle):
         deadline = time.monotonic() + 20
         while calls[0] < 200 and time.monotonic() < deadline:
             use(pool)
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_IGN)
-        signal.signal(signal.SIGALRM, before)
     assert calls[0] >= 200
     assert one(table, "select count(*) from ended") == ended[0]
     expect_whole(pool, 3)
