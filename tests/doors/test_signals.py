@@ -497,6 +497,21 @@ def test_a_connection_that_a_finalizer_gave_back_stays_with_its_next_holder(
     expect_whole(busy)
 
 
+def lose_in_circles(pool: Any, make: Callable[[int, list[Any]], Iterator[None]], n: int) -> None:
+    """Begin `n` generators, each in a garbage cycle that is collected while the pool is in use."""
+    with often_collected() as collect_after:
+        for number in range(n):
+            circle: list[Any] = []
+            circle.append(make(number, circle))
+            next(circle[0])
+            collect_after(1 + number % 60)
+            del circle
+            for _ in range(5):
+                with pool.connection(timeout=10):
+                    pass
+            gc.collect()
+
+
 def test_a_generator_that_swallows_its_end_has_committed(
     busy: Any, ledger: Ledger, ignored: list[Any]
 ) -> None:
@@ -508,17 +523,7 @@ def test_a_generator_that_swallows_its_end_has_committed(
             with suppress(GeneratorExit):
                 yield
 
-    with often_collected() as collect_after:
-        for number in range(90):
-            circle: list[Any] = []
-            circle.append(writes(number, circle))
-            next(circle[0])
-            collect_after(1 + number % 60)
-            del circle
-            for _ in range(5):
-                with busy.connection(timeout=10):
-                    pass
-            gc.collect()
+    lose_in_circles(busy, writes, 90)
     assert ignored == []
     assert ledger.numbers() == set(range(90))
     expect_whole(busy)
@@ -534,17 +539,7 @@ def test_a_generator_that_ends_by_its_close_has_rolled_back(
             execute(conn, ledger.insert, number)
             yield
 
-    with often_collected() as collect_after:
-        for number in range(60):
-            circle: list[Any] = []
-            circle.append(writes(number, circle))
-            next(circle[0])
-            collect_after(1 + number % 60)
-            del circle
-            for _ in range(5):
-                with busy.connection(timeout=10):
-                    pass
-            gc.collect()
+    lose_in_circles(busy, writes, 60)
     assert ignored == []
     assert not ledger.numbers()
     expect_whole(busy)

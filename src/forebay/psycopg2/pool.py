@@ -237,15 +237,8 @@ class PoolLease(TransactionLease["Connection"]):
 
     def __enter__(self) -> Connection:
         """Lend the connection."""
-        if self._conn is not None:
-            raise RuntimeError(ENTERED)
-        self._conn = TAKEN
         pool: Any = self._pool
-        try:
-            conn: Any = pool.getconn()
-        except BaseException:
-            self._conn = None
-            raise
+        conn = self._take()
         try:
             entry = conn._forebay_entry
         except AttributeError:
@@ -257,6 +250,18 @@ class PoolLease(TransactionLease["Connection"]):
         entry.leased = entry.holder or True
         lent: Connection = conn
         return lent
+
+    def _take(self) -> Any:
+        """Have the pool lend a connection to this lease, which is not entered twice."""
+        if self._conn is not None:
+            raise RuntimeError(ENTERED)
+        self._conn = TAKEN
+        pool: Any = self._pool
+        try:
+            return pool.getconn()
+        except BaseException:
+            self._conn = None
+            raise
 
 
 class Used(Mapping[Any, Any]):
@@ -686,16 +691,8 @@ class BorrowingLease(PoolLease):
 
     def __enter__(self) -> Connection:
         """Lend the connection: the lease has no token, for if it is dropped nothing comes back."""
-        if self._conn is not None:
-            raise RuntimeError(ENTERED)
-        self._conn = TAKEN
-        pool: Any = self._pool
-        try:
-            conn: Any = pool.getconn()
-        except BaseException:
-            self._conn = None
-            raise
-        self._lent_at = pool._forebay.flows.driver.entry(conn).lent_at
+        conn = self._take()
+        self._lent_at = self._pool._forebay.flows.driver.entry(conn).lent_at
         self._token = None
         self._conn = conn
         lent: Connection = conn
