@@ -305,7 +305,6 @@ async def test_opened_and_closed_answer(door: Door) -> None:
     assert (pool._opened, pool._closed) == (True, True)
 
 
-@pytest.mark.skip(reason="until psycopg2_pool is ported")
 def test_a_psycopg2_pool_leaves_a_subclass_its_names(dsn: str) -> None:
     """The drop-in for `psycopg2_pool` takes no private name either."""
     pool = psycopg2_pool.ConnectionPool(minconn=1, maxconn=2, dsn=dsn)
