@@ -56,7 +56,8 @@ ALLOWED = {
         *("_dropin", "_inline", "_lease", "_runtime", "_thread_door", "drivers"),
     },
     "psycopg2/_dropin": {
-        *("threading", "time", "psycopg2", "_core", "_door", "_entry", "_flows", "_fork"),
+        *("abc", "threading", "time", "psycopg2"),
+        *("_core", "_door", "_entry", "_flows", "_fork"),
         *("_inline", "_runtime", "drivers", "errors"),
     },
     "psycopg2_pool": {

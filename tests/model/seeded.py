@@ -496,8 +496,8 @@ SEEDED = (
     _core_bug(
         "a return does not name the lending it ends",
         "returned twice",
-        "        if entry.lent_at is lending or entry.place is RETIRED:",
-        "        if True:",
+        "(entry.lent_at is lending or place is RETIRED)",
+        "True",
     ),
     _core_bug(
         "the common path does not ask which lending a return ends",
