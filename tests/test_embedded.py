@@ -270,12 +270,15 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     It ignores SIGQUIT if it is told to by a line.
     """
     program = "read line; trap '' QUIT; echo; exec sleep 60"
-    with subprocess.Popen(
+    inherited = signal.signal(signal.SIGQUIT, signal.SIG_DFL)  # a shell's background job ignores it
+    process = subprocess.Popen(
         ["/bin/sh", "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         start_new_session=True,
-    ) as process:
+    )
+    signal.signal(signal.SIGQUIT, inherited)
+    with process:
         yield process
         process.kill()
 

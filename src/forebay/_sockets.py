@@ -8,6 +8,7 @@ import select
 import socket
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from types import BuiltinFunctionType
 from typing import Any
 from weakref import WeakSet
@@ -16,11 +17,18 @@ from weakref import WeakSet
 SELECTABLE = 500
 
 
-class Quiet(socket.socket):
-    """A socket that is closed without a word if it is dropped, as a signal handler may have it."""
+class Quiet(_socket.socket):
+    """A socket that is closed without a word if it is dropped, as a signal handler may have it.
+
+    Of the type in C, which has no moment in which it is half made.
+    """
 
     def __del__(self) -> None:
         self.close()
+
+
+#: Makes a `Quiet` of a descriptor.  The family is of no account, and to give one saves asking.
+_adopt = partial(Quiet, socket.AF_INET, socket.SOCK_STREAM, 0)
 
 
 class Lifeline:
@@ -40,8 +48,8 @@ class Lifeline:
     __slots__ = ("__weakref__", "_socket")
 
     def __init__(self, descriptor: int) -> None:
-        # The family is of no account here, and to give one saves asking the system for it.
-        self._socket = Quiet(socket.AF_INET, socket.SOCK_STREAM, fileno=os.dup(descriptor))
+        # In one step: after a call of its own, a signal handler could lose the new descriptor.
+        (self._socket,) = map(_adopt, map(os.dup, (descriptor,)))
         lifelines.add(self)
 
     def cut(self) -> None:

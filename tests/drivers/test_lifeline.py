@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import threading
 import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psycopg
@@ -17,6 +22,7 @@ from forebay.drivers.psycopg import AsyncPsycopg
 
 from .sides import Side
 
+DESCRIPTORS = Path("/proc/self/fd")
 SLEEP = "select pg_sleep(3600)"
 
 
@@ -120,3 +126,41 @@ def test_a_lifeline_needs_a_socket() -> None:
         descriptor = gone.fileno()
     with pytest.raises(OSError, match="Bad file descriptor"):
         Lifeline(descriptor)
+
+
+def test_a_handler_that_raises_costs_no_descriptor() -> None:
+    """At whatever place it interrupts the making: the session would stay open until the end."""
+    ours, theirs = socket.socketpair()
+    made = type(Lifeline(ours.fileno())._socket)
+    before = len(list(DESCRIPTORS.iterdir()))
+    places = 0
+    while is_interrupted(lambda: Lifeline(ours.fileno()).close(), places):
+        places += 1
+    assert places > 10
+    assert len(list(DESCRIPTORS.iterdir())) == before
+    made.__new__(made)  # half made, and dropped: pytest reports what a finalizer raises
+    ours.close()
+    theirs.close()
+
+
+def is_interrupted(action: Callable[[], object], place: int) -> bool:
+    """Run `action`, interrupted at one opcode of `Lifeline.__init__`; false if it has no more."""
+    opcodes = count()
+
+    def interrupt(frame: FrameType, event: str, _arg: object) -> Any:
+        if frame.f_code is not Lifeline.__init__.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(opcodes) == place:
+            raise KeyboardInterrupt
+        return interrupt
+
+    traced = sys.gettrace()
+    sys.settrace(interrupt)
+    try:
+        action()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(traced)
+    return False
