@@ -39,7 +39,7 @@ ALLOWED = {
         *("_core", "_entry", "_policy", "_runtime", "_stacks"),
     },
     "_fork": {"socket", "threading", "_core", "_entry", "_flows", "_runtime", "_sockets"},
-    "_door": {"_core", "_entry", "_flows", "_fork"},
+    "_door": {"_core", "_entry", "_flows", "_fork", "_locks"},
     "_thread_door": {
         *("threading", "_core", "_door", "_entry", "_fork"),
         *("_runtime", "_stacks", "_threads", "errors"),
@@ -58,7 +58,7 @@ ALLOWED = {
     "psycopg2/_dropin": {
         *("abc", "threading", "time", "psycopg2"),
         *("_core", "_door", "_entry", "_flows", "_fork"),
-        *("_inline", "_runtime", "drivers", "errors"),
+        *("_inline", "_locks", "_runtime", "drivers", "errors"),
     },
     "psycopg2_pool": {
         *("threading", "time", "psycopg2", "_core", "_door", "_entry", "_flows", "_fork"),

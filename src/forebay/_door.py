@@ -14,6 +14,7 @@ from ._core import ALL, Core, Phase
 from ._entry import Verdict
 from ._flows import Flows
 from ._fork import register, renewed_core, renewed_flows
+from ._locks import taking
 
 if TYPE_CHECKING:
     from ._asyncio import Asyncio
@@ -129,13 +130,15 @@ class Parts:
         "own",
         "patched",
         "record_lines",
+        "taking",
         "thorough",
         "thread",
         "unclean",
     )
 
     flows: Flows
-    lock: Any  # this and the next three are read on the hot path: one attribute away
+    lock: Any  # this and the next four are read on the hot path: one attribute away
+    taking: Any  # takes the lock; pools for asyncio have none
     now: Callable[[], float]
     own: Any
     unclean: Callable[[Any], Any]
@@ -168,11 +171,16 @@ class Parts:
     def run(self, flows: Flows) -> None:
         """Use these flows; what is read on the hot path is one attribute away."""
         self.flows = flows
-        self.lock = flows.runtime.lock
+        self.use(flows.runtime.lock)
         self.now = flows.runtime.now
         self.own = getattr(flows.runtime, "own", None)
         self.unclean = flows.driver.unclean if flows.reset is None else _always
         self.guard()
+
+    def use(self, lock: Any) -> None:
+        """Make transitions one step each by this lock."""
+        self.lock = lock
+        self.taking = taking(lock) if hasattr(lock, "acquire") else None
 
     def start_afresh(self) -> None:
         """In a forked child: forget the parent's connections, and make every part anew."""

@@ -1,10 +1,12 @@
-"""The lock that makes a transition one step: reentrant, and safe to take by `with`."""
+"""The lock that makes a transition one step: reentrant, and safe from signal handlers."""
 
 from __future__ import annotations
 
 import _thread
 import sys
 import threading
+from collections.abc import Iterator
+from itertools import repeat, starmap
 from typing import Any
 
 #: CPython 3.14 looks for signals when `__enter__` has returned, before the block is protected: what
@@ -23,12 +25,28 @@ class SafeLock(_thread.RLock):  # type: ignore[misc] # final for who types it, n
     __slots__ = ("_taking",)
 
     def __init__(self) -> None:
-        self._taking = iter(super().acquire, None)  # each step acquires, and gives True
+        self._taking = taking(super())
 
     def __enter__(self) -> bool:  # type: ignore[override]
         for taken in self._taking:
             return taken
         raise AssertionError("the iterator never ends")
+
+
+def taking(lock: Any) -> Iterator[bool]:
+    """An iterator that takes `lock` with each step, for the hot path; any thread may use it.
+
+    At little more than half the price of `with lock`, and as safe: no signal handler runs between
+    the step and the `try` (docs/decisions/0015)::
+
+        for _ in taking_the_lock:
+            try:
+                ...  # one transition
+            finally:
+                lock.release()
+            break
+    """
+    return starmap(lock.acquire, repeat(()))
 
 
 def reentrant_lock() -> Any:

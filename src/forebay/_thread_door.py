@@ -1,5 +1,8 @@
 """The door for threads, whatever the driver below."""
 
+# pyright: reportPossiblyUnboundVariable=false
+# (a loop over `taking` makes one turn)
+
 from __future__ import annotations
 
 import inspect
@@ -131,8 +134,13 @@ class Lease(Generic[C]):
             return None
         if clean:  # no call since the last line: whatever a signal handler does, it is ours still
             conn._pool = None
-            with parts.lock:
-                effects = parts.core.checkin(entry, conn, parts.now(), self._lent_at, self._token)
+            for _ in parts.taking:
+                try:
+                    now = parts.now()
+                    effects = parts.core.checkin(entry, conn, now, self._lent_at, self._token)
+                finally:
+                    parts.lock.release()
+                break
             # Not before: what interrupts us leaves the lease its connection.
             self._conn = self._token = None
             if effects is not None:
@@ -233,8 +241,12 @@ class ThreadDoor(Door, Generic[C]):
             TooManyRequests: `max_waiting` clients wait already.
         """
         parts = self._forebay
-        with parts.lock:
-            conn = parts.core.checkout(parts.now(), parts.own.holder)
+        for _ in parts.taking:
+            try:
+                conn = parts.core.checkout(parts.now(), parts.own.holder)
+            finally:
+                parts.lock.release()
+            break
         if conn is None or parts.guarded:
             conn = acquire(self, conn, timeout)
         try:
@@ -268,8 +280,12 @@ class ThreadDoor(Door, Generic[C]):
         if parts.unclean(lent):
             run_sync(parts.flows.release, entry, lent)
             return
-        with parts.lock:
-            effects = parts.core.checkin(entry, lent, parts.now(), lending)
+        for _ in parts.taking:
+            try:
+                effects = parts.core.checkin(entry, lent, parts.now(), lending)
+            finally:
+                parts.lock.release()
+            break
         if effects is not None:
             run_sync(parts.flows.conclude, effects)
 

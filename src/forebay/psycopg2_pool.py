@@ -23,6 +23,9 @@ that know nothing of this: they are lent until `putconn()`, as in the original. 
 and stand-ins that a wrapped or replaced `psycopg2.connect()` gives.
 """
 
+# pyright: reportPossiblyUnboundVariable=false
+# (a loop over `taking` makes one turn)
+
 from __future__ import annotations
 
 import threading
@@ -147,9 +150,13 @@ class ConnectionPool:
         if parts.offers:
             parts.settle()
         while True:
-            with parts.lock:
-                now = monotonic()
-                conn = parts.core.checkout(now)
+            for _ in parts.taking:
+                try:
+                    now = monotonic()
+                    conn = parts.core.checkout(now)
+                finally:
+                    parts.lock.release()
+                break
             if conn is None:
                 conn = parts.acquire()
             try:
@@ -189,9 +196,13 @@ class ConnectionPool:
         if dirty or parts.core.lost:
             parts.take_unclean(entry, conn)
             return
-        with parts.lock:
-            now = monotonic()
-            effects = parts.core.checkin(entry, conn, now, entry.lent_at)
+        for _ in parts.taking:
+            try:
+                now = monotonic()
+                effects = parts.core.checkin(entry, conn, now, entry.lent_at)
+            finally:
+                parts.lock.release()
+            break
         if effects is not None:
             run_sync(parts.flows.conclude, effects)
         if now >= parts.core.due:

@@ -124,7 +124,7 @@ class Lock:
 
 
 class RLock:
-    """A lock that its own thread may take again; only `with` takes it."""
+    """A lock that its own thread may take again."""
 
     reentrant = True
 
@@ -143,15 +143,22 @@ class RLock:
         """Whether it is held by the thread that is played."""
         return self.entered and self._owner is self._stage.current
 
-    def __enter__(self) -> bool:
+    def acquire(self) -> bool:
+        """Take the lock, which is free or the thread's own."""
         if self.entered and not (self.reentrant and self._is_owned()):
             raise AssertionError("the only thread blocks on a lock")
         self._owner = self._stage.current
         self._count += 1
         return True
 
-    def __exit__(self, *exc: object) -> None:
+    def release(self) -> None:
+        """Give the lock back."""
         self._count -= 1
+
+    __enter__ = acquire
+
+    def __exit__(self, *exc: object) -> None:
+        self.release()
 
 
 class Local:

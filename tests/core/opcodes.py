@@ -138,6 +138,10 @@ def _of_the_pool(code: CodeType) -> bool:
 NONE = ("LOAD_CONST", "LOAD_COMMON_CONSTANT")
 
 
+#: What stands between a step of a loop and the `try` in it.
+BEFORE_TRY = ("STORE_FAST", "NOP")
+
+
 def _steps(code: CodeType) -> list[dis.Instruction]:
     return [i for i in dis.get_instructions(code) if i.opname not in ("CACHE", "EXTENDED_ARG")]
 
@@ -159,11 +163,12 @@ def _runs_handlers(opname: str) -> bool:
 
 @cache
 def _leaving(code: CodeType) -> frozenset[int]:
-    """The opcodes that leave a `with` or an `except` block, where no signal handler can run.
+    """The opcodes that enter or leave a guarded block, where no signal handler can run.
 
     The interpreter runs handlers at the start of a function, when it jumps back and when a call
     has returned, so never between the end of a `with` block and its `__exit__`, or while it
-    forgets the exception that was handled.
+    forgets the exception that was handled; nor after a step of `taking` before the `try`, or
+    before the `release()` at its end.
     """
     steps = _steps(code)
     found: set[int] = set()
@@ -176,6 +181,11 @@ def _leaving(code: CodeType) -> frozenset[int]:
             )
         if step.opname == "WITH_EXCEPT_START":
             found.update(i.offset for i in steps[n - 1 : n + 1])
+        if step.opname == "FOR_ITER" and "taking" in [i.argval for i in steps[n - 2 : n]]:
+            found.update(i.offset for i in steps[n + 1 : n + 3] if i.opname in BEFORE_TRY)
+        if step.argval == "release" and steps[n - 1].argval == "lock":
+            end = next(m for m in range(n, len(steps)) if steps[m].opname == "CALL")
+            found.update(i.offset for i in steps[n - 2 : end + 1])
         nones = [i.opname in NONE and i.argval is None for i in steps[n : n + 3]]
         if nones == [True] * 3 and steps[n + 3].opname in ("PRECALL", "CALL"):
             first = n

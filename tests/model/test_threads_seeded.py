@@ -86,7 +86,7 @@ SEEDS: dict[str, tuple[str, list[Mutation]]] = {
             Mutation(
                 ThreadDoor,
                 "putconn",
-                {"with parts.lock:\n        effects": "if True:\n        effects"},
+                {"in parts.taking": "in (1,)", "parts.lock.release()": "pass"},
             )
         ],
     ),

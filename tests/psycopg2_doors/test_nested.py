@@ -86,8 +86,10 @@ class Interruption:
 def everywhere(action: Callable[[], object], handler: Callable[[], object], stride: int = 1) -> int:
     """Do something again and again, interrupted at each opcode in turn; how often that was."""
     times = 0
+    action()
     while Interruption(times * stride, handler).during(action):
         times += 1
+        action()  # so that each begins with what an undisturbed one leaves
     return times
 
 

@@ -14,6 +14,7 @@ from .._entry import EVICTED, LENT, Entry
 from .._flows import Flows, Source
 from .._fork import register
 from .._inline import Inline, InlineWaiter
+from .._locks import taking
 from .._runtime import Job, run_sync
 
 if TYPE_CHECKING:
@@ -62,28 +63,30 @@ class World(Inline):
         del at
         parts = self._parts()
         if parts is not None and self.lock._is_owned():
-            parts.lock = Due(parts, self.lock)
+            parts.use(Due(parts, self.lock))
 
 
 class Due:
     """Stands in for the lock of a pool: who takes it does before what was put off."""
 
-    __slots__ = ("_lock", "_parts")
+    __slots__ = ("__exit__", "_lock", "_parts", "release")
 
     def __init__(self, parts: DropInParts, lock: Any) -> None:
         self._parts = parts
         self._lock = lock
+        # The lock's own, in C: in a function in Python a signal handler could raise first.
+        self.release, self.__exit__ = lock.release, lock.__exit__
 
-    def __enter__(self) -> bool:
+    def acquire(self) -> bool:
+        """Take the lock, when what is due is done; as in `SafeLock`, no call comes after that."""
         if not self._lock._is_owned():
-            self._parts.lock = self._lock
+            self._parts.use(self._lock)
             self._parts.maintain()
-        for taken in iter(self._lock.acquire, None):  # so no signal is looked for: see SafeLock
-            return bool(taken)
+        for taken in taking(self._lock):
+            return taken
         raise AssertionError("the iterator never ends")
 
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
+    __enter__ = acquire
 
 
 class DropInParts(Parts, ABC):
@@ -115,7 +118,7 @@ class DropInParts(Parts, ABC):
         """In a forked child: forget the parent's connections, and make every part anew."""
         super().start_afresh()
         if self.closing:
-            self.lock = Due(self, self.lock)
+            self.use(Due(self, self.lock))
 
     def guard(self) -> None:
         """Decide what a checkout and a return must do besides the transition."""

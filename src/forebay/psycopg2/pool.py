@@ -11,6 +11,9 @@ these by keyword; by default they change nothing:
 *   `name`: for logs; the name of the class by default.
 """
 
+# pyright: reportPossiblyUnboundVariable=false
+# (a loop over `taking` makes one turn)
+
 from __future__ import annotations
 
 import logging
@@ -445,8 +448,12 @@ class AbstractConnectionPool:
         if key is not None:
             keyed: Connection = _get_keyed(self, key)
             return keyed
-        with parts.lock:
-            conn = parts.core.checkout(parts.now())
+        for _ in parts.taking:
+            try:
+                conn = parts.core.checkout(parts.now())
+            finally:
+                parts.lock.release()
+            break
         if conn is None or conn.closed or parts.guarded:
             conn = parts.acquire(conn)
         try:
@@ -472,8 +479,12 @@ class AbstractConnectionPool:
             parts.put_away(conn, key, close)
             return
         conn._pool = None
-        with parts.lock:
-            effects = parts.core.checkin(entry, conn, parts.now(), entry.lent_at)
+        for _ in parts.taking:
+            try:
+                effects = parts.core.checkin(entry, conn, parts.now(), entry.lent_at)
+            finally:
+                parts.lock.release()
+            break
         if effects is not None:
             run_sync(parts.flows.conclude, effects)
 
