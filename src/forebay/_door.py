@@ -107,6 +107,12 @@ class Made:
         return self if pool is None else vars(pool).setdefault(self._name, self._make())
 
 
+class Called:
+    """Stands for the class of a pool whose methods are called in any case."""
+
+    getconn = putconn = None
+
+
 class Parts:
     """What a pool is made of.
 
@@ -144,8 +150,8 @@ class Parts:
     unclean: Callable[[Any], Any]
     thorough: bool
     guarded: bool
-    checks_out: bool
-    checks_in: bool
+    checks_out: type[Any]  # if its getconn() is ours, a lease may do without the call
+    checks_in: type[Any]  # and so may it do without putconn()
 
     def __init__(
         self, kind: type[Any], core: Core, *, null: bool = False, record_lines: bool = False
@@ -194,10 +200,12 @@ class Parts:
         # Every connection goes through the flows, not only one that must be waited for.
         self.thorough = flows.check is not None or core.max_uses > 0 or not core.max_lifetime
         self.guarded = self.thorough or self.implicitly_open or self.record_lines
-        # A lease may take an idle connection by itself: getconn() would do no more.
-        self.checks_out = not (self.guarded or "getconn" in self.patched)
-        # And return a clean one by itself: putconn() would do no more.
-        self.checks_in = not (flows.reset is not None or "putconn" in self.patched)
+        # A lease may take an idle connection by itself where getconn() would do no more, and return
+        # a clean one where putconn() would do no more.  A class may be patched at any time.
+        called = "getconn" in self.patched or self.guarded
+        self.checks_out = Called if called else self.kind
+        called = "putconn" in self.patched or flows.reset is not None
+        self.checks_in = Called if called else self.kind
 
     def leave_implicit(self) -> None:
         """Warn no more of a pool that was opened by its constructor."""

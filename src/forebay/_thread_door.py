@@ -113,26 +113,23 @@ class Lease(Generic[C]):
     ) -> bool | None:
         """Commit or roll back, and return the connection."""
         conn = self._conn
-        if conn is None or conn is TAKEN:
-            return None  # left before, or never entered
-        pool = self._pool
-        parts = pool._forebay
+        parts = self._pool._forebay
         try:
             entry = conn._forebay_entry
         except AttributeError:
+            if conn is None or conn is TAKEN:
+                return None  # left before, or never entered
             entry = parts.flows.driver.entry(conn)
-        clean = (
+        if (
             exc_type is None
             and entry.plain
-            and parts.checks_in
-            and parts.kind.putconn is PUTCONN
+            and parts.checks_in.putconn is PUTCONN
             and not parts.unclean(conn)
-        )
-        if not entry.leased or entry.lent_at is not self._lent_at:
-            # Returned inside the block; perhaps lent to somebody else by now.
-            left_early(self, entry, exc_type)
-            return None
-        if clean:  # no call since the last line: whatever a signal handler does, it is ours still
+            # Else returned inside the block; perhaps lent to somebody else by now.
+            and entry.leased
+            and entry.lent_at is self._lent_at
+        ):
+            # No call since the last line: whatever a signal handler does, it is ours still.
             conn._pool = None
             for _ in parts.taking:
                 try:

@@ -104,25 +104,20 @@ class AsyncLease(Generic[ACT]):
         """Lend the connection."""
         if self._conn is not None:
             raise RuntimeError(ENTERED)
-        self._conn = TAKEN
-        try:
-            pool = self._pool
-            parts = pool._forebay
-            if parts.checks_out and parts.kind.getconn is GETCONN:
-                task = running_task(parts.loop)
-                if task is None or get_ident() != parts.thread:
-                    task = expect_loop(pool)
-                conn = parts.core.checkout(parts.now(), task.get_name())
-                if conn is None:
-                    conn = await acquire(pool, conn, self._timeout)
-                conn._pool = pool
-            else:
-                conn = await pool.getconn(self._timeout)
-                task = current_task()
-        except BaseException:
-            self._conn = None
-            raise
-        entry: Any = conn._forebay_entry  # pyright: ignore[reportAttributeAccessIssue]
+        pool = self._pool
+        parts = pool._forebay
+        if parts.checks_out.getconn is GETCONN:
+            task = running_task(parts.loop)
+            if task is None or get_ident() != parts.thread:
+                task = expect_loop(pool)
+            conn: Any = parts.core.checkout(parts.now(), task.get_name())
+            if conn is None:
+                conn = await when_lent(self, acquire(pool, None, self._timeout))
+            conn._pool = pool
+        else:
+            conn = await when_lent(self, pool.getconn(self._timeout))
+            task = current_task()
+        entry = conn._forebay_entry
         self._lent_at = entry.lent_at
         self._token = entry.token or tied(entry, pool)
         entry.token = None
@@ -139,23 +134,21 @@ class AsyncLease(Generic[ACT]):
     ) -> bool | None:
         """Commit or roll back, and return the connection."""
         conn = self._conn
-        if conn is None or conn is TAKEN:
+        try:
+            entry = conn._forebay_entry
+        except AttributeError:
             return None  # left before, or never entered
-        pool = self._pool
-        parts = pool._forebay
-        entry = conn._forebay_entry
-        clean = (
+        parts = self._pool._forebay
+        if (
             exc_type is None
             and entry.plain
-            and parts.checks_in
-            and parts.kind.putconn is PUTCONN
+            and parts.checks_in.putconn is PUTCONN
             and not parts.unclean(conn)
-        )
-        if not entry.leased or entry.lent_at is not self._lent_at:
-            # Returned inside the block; perhaps lent to somebody else by now.
-            left_early(self, entry, exc_type)
-            return None
-        if clean:  # no call since the last line: whatever a signal handler does, it is ours still
+            # Else returned inside the block; perhaps lent to somebody else by now.
+            and entry.leased
+            and entry.lent_at is self._lent_at
+        ):
+            # No call since the last line: whatever a signal handler does, it is ours still.
             conn._pool = None
             effects = parts.core.checkin(entry, conn, parts.now(), self._lent_at, self._token)
             # Not before: what interrupts us leaves the lease its connection.
@@ -394,14 +387,15 @@ class AsyncConnectionPool(Door, Generic[ACT]):
             expect_loop(self)
         lent: Any = conn
         try:
-            entry, lender = lent._forebay_entry, lent._pool
+            if lent._pool is not self:
+                if isinstance(lent._forebay_entry, Inherited):
+                    return  # the parent process has it
+                raise stranger(self, conn)
+            entry = lent._forebay_entry
         except AttributeError:
             raise stranger(self, conn) from None
-        if lender is not self:
-            if isinstance(entry, Inherited):
-                return  # the parent process has it
-            raise stranger(self, conn)
-        lending, lent._pool = entry.lent_at, None
+        lending = entry.lent_at
+        lent._pool = None
         if parts.unclean(conn):
             await parts.flows.release(entry, conn)
             return
@@ -590,6 +584,16 @@ def expect_loop(pool: Any, *, closing: bool = False) -> Any:
             ended, parts.loop, parts.thread = parts.loop, loop, get_ident()
             parts.flows.move(evict=ended.is_closed(), closing=closing)
     return current_task() or NOBODY
+
+
+async def when_lent(lease: AsyncLease[Any], lending: Awaitable[Any]) -> Any:
+    """Wait for a connection; the lease counts as entered meanwhile."""
+    lease._conn = TAKEN
+    try:
+        return await lending
+    except BaseException:
+        lease._conn = None
+        raise
 
 
 async def acquire(pool: Any, conn: Any, timeout: float | None) -> Any:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .._core import Core, Phase
-from .._door import Parts
+from .._door import Called, Parts
 from .._entry import EVICTED, LENT, Entry
 from .._flows import Flows, Source
 from .._fork import register
@@ -123,7 +123,7 @@ class DropInParts(Parts, ABC):
     def guard(self) -> None:
         """Decide what a checkout and a return must do besides the transition."""
         self.thorough = self.guarded = self.strict
-        self.checks_out = self.checks_in = False  # leases use the public verbs
+        self.checks_out = self.checks_in = Called  # leases use the public verbs
 
     @abstractmethod
     def source(self, pool: Any) -> Source:
