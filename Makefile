@@ -2,17 +2,20 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+WORKERS ?= auto
 VERSIONS := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml)
 
 VENV := .venv
 BIN  := $(VENV)/bin
+# A server for each process: more than four gain little.  WORKERS=0 keeps to one, for a debugger.
+SPREAD = --numprocesses=$(WORKERS) --maxprocesses=4 --dist=worksteal
 PIP  := $(BIN)/python -m pip -qq --disable-pip-version-check
 
 export PIP_ROOT_USER_ACTION = ignore
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint types format bench docs faults soak mutants model matrix strict lowest dist clean
+.PHONY: help demo test prove lint types format bench docs faults soak mutants model matrix strict lowest dist clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | \
@@ -24,7 +27,10 @@ demo: $(VENV)/.demo ## the pool at work: a bank under load, a server restart, th
 	@$(BIN)/forebay demo
 
 test: $(VENV)/.dev ## the test suite (PYTEST_ARGS="-k name" for a part of it)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not prove" $(SPREAD) $(PYTEST_ARGS)
+
+prove: $(VENV)/.dev ## the proof: every state, schedule and interruption within the bounds; the soak
+	@$(BIN)/python -m pytest -m prove $(SPREAD) $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	@$(BIN)/ruff check .
@@ -66,7 +72,7 @@ matrix: ## the suite on every supported Python that is on the PATH
 		python=python$$version; \
 		if ! $$python -c '' 2>/dev/null; then echo "== $$python: not found, skipped"; continue; fi; \
 		echo "== $$python"; \
-		$(MAKE) --no-print-directory test VENV=.venv-$$version PYTHON=$$python || exit 1; \
+		$(MAKE) --no-print-directory test prove VENV=.venv-$$version PYTHON=$$python || exit 1; \
 	done
 
 strict: $(VENV)/.dev ## the doors under python -X dev -W error, under -O, and on uvloop

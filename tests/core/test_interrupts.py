@@ -24,6 +24,8 @@ from .invariants import violations
 from .one_thread import Stage
 from .opcodes import Interrupter
 
+pytestmark = pytest.mark.prove
+
 Action = Callable[[], object]
 Scenario = Callable[[Stage], tuple[Any, Action]]
 Made = tuple[Any, Action]

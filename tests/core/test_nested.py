@@ -25,6 +25,8 @@ from .one_thread import RLock, Stage
 from .opcodes import EVERY_OPCODE, Interrupter
 from .test_interrupts import SCENARIOS, Scenario, _quiet, filled, heal
 
+pytestmark = pytest.mark.prove
+
 __all__ = ["_quiet"]  # a fixture
 
 #: How often a place is interrupted, in scenarios that differ.

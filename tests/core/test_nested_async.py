@@ -25,6 +25,8 @@ from .opcodes import EVERY_OPCODE, Interrupter
 from .test_interrupts import _quiet, failing
 from .test_nested import CountingDriver, Handler
 
+pytestmark = pytest.mark.prove
+
 __all__ = ["_quiet"]  # a fixture
 
 Action = Callable[[], Awaitable[object]]

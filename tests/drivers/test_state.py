@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -14,7 +13,7 @@ from psycopg.rows import TupleRow
 from forebay._embedded import EmbeddedPostgres
 from forebay.drivers.psycopg import AsyncPsycopg, SyncPsycopg
 
-GID = f"state-{os.getpid()}"
+GID = "left by a test"
 Conn: TypeAlias = psycopg.Connection[TupleRow]
 
 

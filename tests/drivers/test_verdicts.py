@@ -131,6 +131,7 @@ def test_a_refusal_is_understood_under_asyncio(
 def test_a_server_that_is_full_is_crowded(side: Side, small: EmbeddedPostgres) -> None:
     """For a role at its limit, for all but superusers, and for everybody."""
     verdict = side.driver.verdict
+    _await_room(small)  # of the test before
     side.connect(small.dsn, user="single")
     error = side.failure(small.dsn, user="single")
     assert (verdict(error), "for role" in str(error)) == (CROWDED, True)

@@ -10,6 +10,8 @@ from forebay._embedded import EmbeddedPostgres
 
 from .sigint import TASKS, THREADS
 
+pytestmark = pytest.mark.prove
+
 ROUNDS = 30
 
 

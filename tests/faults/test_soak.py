@@ -7,7 +7,7 @@ import pytest
 
 from . import soak_faults
 
-pytestmark = pytest.mark.embedded
+pytestmark = [pytest.mark.embedded, pytest.mark.prove]
 
 SOAK = "import sys; from tests.faults import soak; sys.exit(soak.main(sys.argv[1:]))"
 

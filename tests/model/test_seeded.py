@@ -13,6 +13,8 @@ from .explore import explore
 from .seeded import SEEDED, Seeded
 from .shipped import Mutation, load
 
+pytestmark = pytest.mark.prove
+
 
 @pytest.mark.parametrize("bug", SEEDED, ids=lambda bug: bug.name)
 def test_a_seeded_bug_is_found(bug: Seeded) -> None:

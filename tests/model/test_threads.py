@@ -13,6 +13,8 @@ from forebay import NullConnectionPool
 
 from .threads import Cancelled, Client, Scenario, Session, Stage, explore
 
+pytestmark = pytest.mark.prove
+
 
 def uses(times: int = 1, timeout: float | None = None) -> Client:
     """Take a connection and return it, so many times."""

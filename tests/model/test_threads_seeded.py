@@ -22,6 +22,8 @@ from forebay._threads import Lane, Maintenance, Threads, ThreadWaiter
 from .test_threads import SCENARIOS
 from .threads import explore
 
+pytestmark = pytest.mark.prove
+
 
 @dataclass
 class Mutation:
