@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -17,8 +18,24 @@ from .shipped import instrumented, load
 #: A handler before every line takes minutes: `make model` plays all of those.
 QUICK = [config for config in TABLE if not config.handler or config.name in ("handled", "main")]
 
+#: What takes seconds belongs to the proof.
+LARGE = """
+    bad returns, check, check alone, checks hang, close, close preempted, connects hang, cut off,
+    dies at once, dies beside another, drain and reset, expiry alone, forsaken,
+    forsaken and reset, handled, killed, killed in turn, killed while trusted, main, nested,
+    nested and failures, nested and timeouts, noise, null, null connects hang, plain preempted,
+    reset, resize, shrink, timeouts, timeouts preempted, verify, verify and close,
+    wait and close, wait and drain
+"""
+PROOF = {name.strip() for name in LARGE.split(",")}
 
-@pytest.mark.parametrize("config", QUICK, ids=lambda config: config.name)
+
+def _marked(config: Configuration) -> Any:
+    marks = [pytest.mark.prove] if config.name in PROOF else []
+    return pytest.param(config, id=config.name, marks=marks)
+
+
+@pytest.mark.parametrize("config", [_marked(config) for config in QUICK])
 def test_all_states_keep_all_invariants(
     config: Configuration, record_property: Callable[[str, object], None]
 ) -> None:
@@ -60,3 +77,8 @@ def test_preemption_adds_a_scheduling_point_after_every_transition_and_nothing_e
     assert len(points) == len(locks) > 10
     lines = [line for line in ast.unparse(tree).splitlines() if "_leave_lock" not in line]
     assert lines == ast.unparse(ast.parse(source)).splitlines()
+
+
+def test_each_large_configuration_is_there() -> None:
+    """A name that is misspelt would leave its configuration in the quick suite."""
+    assert {config.name for config in QUICK} >= PROOF
