@@ -45,10 +45,11 @@ ALLOWED = {
         *("_runtime", "_stacks", "_threads", "errors"),
     },
     "pool": {"psycopg", "_thread_door", "drivers"},
-    "pool_async": {
-        *("_thread", "asyncio", "psycopg", "_asyncio", "_door", "_entry", "_fork"),
-        *("_stacks", "_thread_door", "drivers", "errors", "pool"),
+    "_async_door": {
+        *("_thread", "asyncio", "_asyncio", "_door"),
+        *("_stacks", "_thread_door", "errors"),
     },
+    "pool_async": {"psycopg", "_async_door", "drivers", "pool"},
     "psycopg2/__init__": {"psycopg2", "_thread_door", "drivers", "_lease"},
     "psycopg2/_lease": {"_thread_door", "drivers"},
     "psycopg2/pool": {

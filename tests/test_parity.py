@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import forebay
+from forebay._async_door import AsyncLease
 from forebay._door import Door
 from forebay._thread_door import Lease
-from forebay.pool_async import AsyncLease
 
 PAIRS = [
     (forebay.ConnectionPool, forebay.AsyncConnectionPool),

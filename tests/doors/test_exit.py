@@ -13,7 +13,7 @@ from textwrap import dedent
 import pytest
 
 import forebay
-from forebay import _asyncio, _door, _flows, _thread_door, _threads, pool, pool_async
+from forebay import _async_door, _asyncio, _door, _flows, _thread_door, _threads, pool, pool_async
 
 #: Seconds that no end takes; those of the pool's own time-outs are longer.
 LONG = 20.0
@@ -295,6 +295,8 @@ def test_every_thread_of_a_pool_is_a_daemon(dsn: str) -> None:
 
 def test_nothing_is_hooked_to_the_end_of_the_interpreter() -> None:
     """No atexit handler joins threads or closes pools."""
-    for module in (_asyncio, _door, _flows, _thread_door, _threads, pool, pool_async):
+    for module in (
+        *(_async_door, _asyncio, _door, _flows, _thread_door, _threads, pool, pool_async),
+    ):
         assert not hasattr(module, "atexit")
         assert "_register_atexit" not in Path(module.__file__ or "").read_text()
