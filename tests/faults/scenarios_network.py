@@ -37,7 +37,7 @@ def reset_into_hole(trial: Trial, *, room: int) -> None:
 
 
 def connects_hang(trial: Trial) -> None:
-    """The first 3 connects of an empty pool are accepted and never answered; later ones go elsewhere.
+    """The first 3 connects of an empty pool are accepted, never answered; later ones go elsewhere.
 
     5 more clients ask 0.2 s later, each willing to wait 5 s. Times count from then.
     """

@@ -34,8 +34,8 @@ def idle_restart(trial: Trial, *, clients: int) -> None:
 def restart_under_load(trial: Trial, *, mode: StopMode) -> None:
     """16 clients share 8 connections without pause; the server is stopped and started three times.
 
-    It is down for 0.5, 1 and 2 s. Times count from the moment a plain connection succeeds again; the
-    slowest of the three is reported.
+    It is down for 0.5, 1 and 2 s. Times count from the moment a plain connection succeeds again;
+    the slowest of the three is reported.
     """
     trial.open(8)
     with trial.load(16) as crowd:
