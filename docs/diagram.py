@@ -1,10 +1,10 @@
-"""Draws the life of an entry in `architecture.md` as the core really lives it.
+"""Draws the life of an entry in `mechanisms.md` as the core really lives it.
 
 The script plays small pools through every order of events (up to a depth, each abstract state
 once) and notes each write to the place of an entry, with the transition that wrote it.  Nothing is
 drawn that did not happen.
 
-    python docs/diagram.py      # writes the diagram into docs/architecture.md
+    python docs/diagram.py      # writes the diagram into docs/mechanisms.md
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from forebay._core import Core, Phase
 from forebay._entry import IDLE, LENT, OPENING, RETIRED, Effects, Entry
 from forebay._policy import Backoff
 
-PAGE = Path(__file__).parent / "architecture.md"
+PAGE = Path(__file__).parent / "mechanisms.md"
 BEGIN = "<!-- diagram: begin (written by docs/diagram.py) -->\n"
 END = "<!-- diagram: end -->"
 

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from psycopg import conninfo
 
-from docs import diagram
+from docs import diagram, floors
 from forebay._core import Core
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +78,13 @@ def test_the_life_of_an_entry_is_drawn_as_the_core_lives_it() -> None:
     page = diagram.PAGE.read_text()
     shown = page.partition(diagram.BEGIN)[2].partition(diagram.END)[0]
     assert shown == diagram.render(), "run: python docs/diagram.py"
+
+
+def test_the_floors_are_drawn_as_the_modules_import() -> None:
+    """The picture of the page is what `python docs/floors.py` writes now."""
+    page = floors.PAGE.read_text()
+    shown = page.partition(floors.BEGIN)[2].partition(floors.END)[0]
+    assert shown == floors.render(), "run: python docs/floors.py"
 
 
 def test_every_transition_is_played_for_the_diagram() -> None:

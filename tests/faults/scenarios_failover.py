@@ -24,8 +24,8 @@ def cluster_of(trial: Trial) -> Cluster:
 def failover(trial: Trial) -> None:
     """8 clients write through 4 connections; the primary is stopped and the standby promoted.
 
-    The connection string names both hosts and `target_session_attrs=read-write`. Counted from the
-    moment in which the new primary takes writes.
+    The connection string names both hosts and `target_session_attrs=read-write`. Times count
+    from the moment the new primary accepts writes.
     """
     cluster = cluster_of(trial)
     ours = {"user": ROLE, "password": trial.lab.password, "application_name": trial.application}
@@ -41,11 +41,11 @@ def failover(trial: Trial) -> None:
 
 
 def demoted(trial: Trial) -> None:
-    """8 clients write through 4 connections to one address; primary and standby change places.
+    """8 clients write through 4 connections to one address; primary and standby swap roles.
 
-    The former primary comes back at the same address, as a standby; 3 s later the address
-    moves to the new primary, and the connections that were made in between live on. Writing on
-    these is an error. Counted from the moment in which the address moves.
+    The former primary is up again at the same address, as a standby; 3 s later the address moves
+    to the new primary, and the connections made in between live on. Writing on these is an error.
+    Times count from the moment the address moves.
     """
     cluster = cluster_of(trial)
     proxy = trial.enter(Proxy.before(cluster.primary))

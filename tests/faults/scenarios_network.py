@@ -18,10 +18,10 @@ def proxied(trial: Trial) -> Proxy:
 
 
 def reset_into_hole(trial: Trial, *, room: int) -> None:
-    """4 lent connections come back with `reset=` set, when all they send is swallowed.
+    """4 connections are returned with `reset=` set while all they send is swallowed.
 
-    New connections find another way to the server (a second address). 8 clients ask 0.1 s after the
-    return, each willing to wait 5 s; counted from then.
+    New connections reach the server by a second address. 8 clients ask 0.1 s after the return, each
+    willing to wait 5 s. Times count from then.
     """
     old, new = proxied(trial), proxied(trial)
     conninfo = trial.conninfo(host="127.0.0.1,127.0.0.1", port=f"{old.port},{new.port}")
@@ -37,9 +37,9 @@ def reset_into_hole(trial: Trial, *, room: int) -> None:
 
 
 def connects_hang(trial: Trial) -> None:
-    """The first 3 connects of an empty pool are taken and never answered; later ones go elsewhere.
+    """The first 3 connects of an empty pool are accepted, never answered; later ones go elsewhere.
 
-    5 more clients come 0.2 s later, each willing to wait 5 s; counted from then.
+    5 more clients ask 0.2 s later, each willing to wait 5 s. Times count from then.
     """
     old, new = proxied(trial), proxied(trial)
     conninfo = trial.conninfo(host="127.0.0.1,127.0.0.1", port=f"{old.port},{new.port}")
@@ -55,10 +55,10 @@ def connects_hang(trial: Trial) -> None:
 
 
 def hole_healed(trial: Trial) -> None:
-    """Everything is swallowed for 6 s; 4 clients come to the idle pool at once, 4 more after 1 s.
+    """Everything is swallowed for 6 s; 4 clients ask the idle pool at once, 4 more after 1 s.
 
-    The pool has 4 idle connections and may have 8. A silent network cannot be told from a slow one
-    so soon: these 8 have to wait. Counted from the moment in which the network is back.
+    The pool has 4 idle connections and may have 8. A silent network cannot be distinguished from a
+    slow one that soon: these 8 have to wait. Times count from the moment the network is back.
     """
     proxy = proxied(trial)
     trial.open(4, room=4, conninfo=trial.conninfo(port=proxy.port))

@@ -32,10 +32,10 @@ def idle_restart(trial: Trial, *, clients: int) -> None:
 
 
 def restart_under_load(trial: Trial, *, mode: StopMode) -> None:
-    """16 clients share 8 connections without pause; three times the server stops and comes back.
+    """16 clients share 8 connections without pause; the server is stopped and started three times.
 
-    It is down for 0.5, 1 and 2 s; times count from the moment in which a plain connection succeeds
-    again, and the slowest of the three is reported.
+    It is down for 0.5, 1 and 2 s. Times count from the moment a plain connection succeeds again;
+    the slowest of the three is reported.
     """
     trial.open(8)
     with trial.load(16) as crowd:
@@ -62,9 +62,9 @@ def some_killed(trial: Trial, *, clients: int) -> None:
 
 
 def crowded_out(trial: Trial) -> None:
-    """The server has no room left (53300) when 8 clients come to an empty pool of at most 4.
+    """The server has too many connections (53300) when 8 clients ask an empty pool of at most 4.
 
-    After 2 s room is made; counted from then.
+    After 2 s there is room again. Times count from then.
     """
     trial.open(0, room=4)
     with exhausted(trial.lab.server.dsn), trial.fault():
@@ -79,8 +79,8 @@ def crowded_out(trial: Trial) -> None:
 def password_changed(trial: Trial) -> None:
     """The password is changed, the sessions are ended; 4 clients ask twice, for 3 s each time.
 
-    What they learn, and how soon. Then the old password holds again, and 4 clients ask: counted
-    from that moment.
+    Reported: which errors they get, and how soon. Then the old password is restored, and 4 clients
+    ask. Times count from then.
     """
     trial.open(4)
     trial.rest(0.2)
@@ -89,8 +89,8 @@ def password_changed(trial: Trial) -> None:
         trial.terminate(trial.backends())
     told = trial.clients(4, timeout=3.0, failures=2)
     trial.join(told)
-    trial.facts["told"] = ", then ".join(lesson(each.error) for each in told.attempts[::4])
-    trial.facts["told after, ms"] = round(max(each.wait for each in told.attempts) * 1000)
+    trial.facts["error"] = ", then ".join(lesson(each.error) for each in told.attempts[::4])
+    trial.facts["error after, ms"] = round(max(each.wait for each in told.attempts) * 1000)
     trial.lab.set_password(trial.lab.password)
     trial.count_from()
     trial.join(trial.clients(4))
@@ -104,9 +104,9 @@ def lesson(error: BaseException | None) -> str:
 
 
 def backend_killed(trial: Trial) -> None:
-    """`kill -9` of one backend under load: the server throws all sessions out and recovers.
+    """`kill -9` of one backend under load: the server ends all sessions and recovers.
 
-    16 clients on 8 connections; counted from the moment in which a plain connection succeeds again.
+    16 clients on 8 connections. Times count from the moment a plain connection succeeds again.
     """
     trial.open(8)
     with trial.load(16) as crowd:
@@ -120,7 +120,7 @@ def backend_killed(trial: Trial) -> None:
 def backend_stopped(trial: Trial) -> None:
     """One of 4 backends is stopped (SIGSTOP) for 3 s while 8 clients share the connections.
 
-    One client has to wait for it; the others do with three connections. Counted from the stop.
+    One client has to wait for it; the others share three connections. Times count from the stop.
     """
     trial.open(4)
     with trial.load(8) as crowd:
@@ -161,10 +161,10 @@ def notify_storm(trial: Trial) -> None:
 
 
 def cancelled_in_the_dark(trial: Trial) -> None:
-    """The whole server is stopped (SIGSTOP) for 2 s, and 60 clients come and give up.
+    """The whole server is stopped (SIGSTOP) for 2 s; 60 clients ask and time out.
 
-    Their time-outs lie between 10 and 500 ms; of tasks, every other one is cancelled besides. When
-    the server goes on, 8 new clients ask: counted from then. Errors before that are the point.
+    Their timeouts are between 10 and 500 ms; of tasks, every other one is also cancelled. When the
+    server continues, 8 new clients ask. Times count from then. Errors before that are expected.
     """
     trial.open(4)
     impatient = []
@@ -181,7 +181,7 @@ def cancelled_in_the_dark(trial: Trial) -> None:
         trial.count_from()
     trial.join(trial.clients(8), *impatient)
     late = [each.wait - each.timeout for crowd in impatient for each in crowd.attempts]
-    trial.facts["gave up late by, ms"] = round(max(0.0, *late) * 1000)
+    trial.facts["timed out late by, ms"] = round(max(0.0, *late) * 1000)
 
 
 SERVER = (
@@ -227,7 +227,7 @@ SERVER = (
     ),
     Scenario(
         "crowded-out",
-        "The server has no room (53300)",
+        "Too many connections (53300)",
         crowded_out,
         (*ALWAYS, NO_ERRORS, within(0.65)),
     ),
@@ -261,7 +261,7 @@ SERVER = (
     ),
     Scenario(
         "cancelled-in-the-dark",
-        "Clients give up while the server is stopped",
+        "Clients time out while the server is stopped",
         cancelled_in_the_dark,
         (*ALWAYS, within(0.15)),
     ),

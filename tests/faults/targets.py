@@ -68,7 +68,7 @@ def half_the_rate(each: Result) -> bool:
 
 
 ONE_CONNECT_MORE = Target(
-    "nobody waits longer than 50 ms + one connect", one_connect_more, timed=True
+    "no client waits longer than 50 ms + one connect", one_connect_more, timed=True
 )
 NONE_REPLACED = Target("no session replaced", none_replaced)
 HALF_THE_RATE = Target("half the rate while it lasts", half_the_rate, timed=True)
