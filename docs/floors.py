@@ -24,7 +24,7 @@ SOURCE = Path(forebay.__file__).parent
 FLOORS = {
     "doors": (
         *("pool", "pool_async", "psycopg2", "psycopg2_pool", "psycopg_pool"),
-        *("_thread_door", "_door", "_fork"),
+        *("_thread_door", "_async_door", "_door", "_fork"),
     ),
     "worlds": ("_threads", "_asyncio", "_inline", "_locks"),
     "flows": ("_flows", "_runtime"),
