@@ -416,8 +416,7 @@ def test_a_handler_that_fails_fails_alone(
         raise ValueError("the user's own")
 
     conn.add_notify_handler(fail)
-    admin.execute("notify failing, 'one'")
-    admin.execute("notify failing, 'two'")
+    admin.execute("select pg_notify('failing', 'one'), pg_notify('failing', 'two')")  # in one go
     await_input(conn)
     assert side.driver.look(conn) is None
     side.driver.deliver(conn)
@@ -437,8 +436,8 @@ def test_an_idle_connection_does_not_gather_notifies_without_end(
     conn.execute("listen gathering")
     if handled:
         conn.add_notify_handler(lambda _: None)
-    for number in range(5):
-        admin.execute("select pg_notify('gathering', %s)", [str(number)])
+    in_one_go = "select pg_notify('gathering', n::text) from generate_series(1, 5) n"
+    admin.execute(in_one_go)
     await_input(conn)
     assert side.driver.look(conn) is None
     admin.execute("notify gathering, 'one too many'")

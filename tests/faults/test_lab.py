@@ -23,7 +23,7 @@ from .peers import FOREBAY, Peer
 from .scenarios import SCENARIOS
 from .targets import ALWAYS, NO_ERRORS, in_flight_only
 
-pytestmark = pytest.mark.embedded
+pytestmark = [pytest.mark.embedded, pytest.mark.prove]
 
 NOT_FROZEN = 10.0
 """Seconds: generous for what takes milliseconds, and far from what a frozen pool takes."""
