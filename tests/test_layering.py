@@ -38,6 +38,7 @@ ALLOWED = {
         *("asyncio", "random", "time"),
         *("_core", "_entry", "_policy", "_runtime", "_stacks"),
     },
+    "options": {"_policy"},
     "_fork": {"socket", "threading", "_core", "_entry", "_flows", "_runtime", "_sockets"},
     "_door": {"_core", "_entry", "_flows", "_fork", "_locks"},
     "_thread_door": {
