@@ -40,7 +40,7 @@ ALLOWED = {
     },
     "options": {"_policy"},
     "_fork": {"socket", "threading", "_core", "_entry", "_flows", "_runtime", "_sockets"},
-    "_door": {"_core", "_entry", "_flows", "_fork", "_locks"},
+    "_door": {"_core", "_entry", "_flows", "_fork", "_locks", "options"},
     "_thread_door": {
         *("threading", "_core", "_door", "_entry", "_fork"),
         *("_runtime", "_stacks", "_threads", "errors"),
@@ -54,7 +54,7 @@ ALLOWED = {
     "psycopg2/_lease": {"_thread_door", "drivers"},
     "psycopg2/pool": {
         *("threading", "psycopg2", "_core", "_door", "_entry", "_flows", "_fork"),
-        *("_dropin", "_inline", "_lease", "_runtime", "_thread_door", "drivers"),
+        *("_dropin", "_inline", "_lease", "_runtime", "_thread_door", "drivers", "options"),
     },
     "psycopg2/_dropin": {
         *("abc", "threading", "time", "psycopg2"),
@@ -63,7 +63,7 @@ ALLOWED = {
     },
     "psycopg2_pool": {
         *("threading", "time", "psycopg2", "_core", "_door", "_entry", "_flows", "_fork"),
-        *("_inline", "_runtime", "drivers"),
+        *("_inline", "_runtime", "drivers", "options"),
     },
 }
 EVERYWHERE = {"__future__", "typing"}

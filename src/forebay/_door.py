@@ -15,6 +15,7 @@ from ._entry import Verdict
 from ._flows import Flows
 from ._fork import register, renewed_core, renewed_flows
 from ._locks import taking
+from .options import OPTIONS, Settings
 
 if TYPE_CHECKING:
     from ._asyncio import Asyncio
@@ -32,13 +33,11 @@ PATCHABLE = ("_connect", "getconn", "putconn")
 
 
 class Delegated(Generic[T]):
-    """An attribute of a pool that lives in its core, where it is read when used."""
-
-    def __init__(self, doc: str) -> None:
-        self.__doc__ = doc
+    """An attribute of a pool that is an option of the same name, which the core reads when used."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
+        self.__doc__ = OPTIONS[name].text
 
     @overload
     def __get__(self, pool: None, owner: type) -> Delegated[T]: ...
@@ -50,11 +49,11 @@ class Delegated(Generic[T]):
         if pool is None:
             return self
         parts: Parts = pool._forebay  # type: ignore[attr-defined]
-        return getattr(parts.core, self._name)
+        return getattr(parts.core.settings, self._name)
 
     def __set__(self, pool: object, value: T) -> None:
         parts: Parts = pool._forebay  # type: ignore[attr-defined]
-        setattr(parts.core, self._name, value)
+        setattr(parts.core.settings, self._name, value)
         parts.guard()
 
 
@@ -71,8 +70,8 @@ class Reading:
 def statistics(core: Core) -> dict[str, int]:
     """What `get_stats()` says; the caller holds the lock."""
     return {
-        "pool_min": core.min_size,
-        "pool_max": bound(core.max_size),
+        "pool_min": core.settings.min_size,
+        "pool_max": bound(core.settings.max_size),
         "pool_size": core.size,
         "pool_available": len(core.idle),
         "requests_waiting": len(core.waiting),
@@ -169,7 +168,7 @@ class Parts:
     def new_runtime(self) -> Any:
         """A world for the core."""
         core = self.core
-        runtime = self.kind._forebay_runtime(lambda: core.num_workers)
+        runtime = self.kind._forebay_runtime(lambda: core.settings.num_workers)
         if self.null:
             runtime.unbounded_openings()
         return runtime
@@ -196,9 +195,11 @@ class Parts:
 
     def guard(self) -> None:
         """Decide what a checkout and a return must do besides the transition."""
-        core, flows = self.core, self.flows
+        settings, flows = self.core.settings, self.flows
         # Every connection goes through the flows, not only one that must be waited for.
-        self.thorough = flows.check is not None or core.max_uses > 0 or not core.max_lifetime
+        self.thorough = (
+            flows.check is not None or settings.max_uses > 0 or not settings.max_lifetime
+        )
         self.guarded = self.thorough or self.implicitly_open or self.record_lines
         # A lease may take an idle connection by itself where getconn() would do no more, and return
         # a clean one where putconn() would do no more.  A class may be patched at any time.
@@ -234,29 +235,17 @@ class Door:
     close_returns: bool
     """Whether close() of a lent connection returns it."""
 
-    max_waiting: Delegated[int] = Delegated("Clients that may wait; 0: no bound.")
-    max_lifetime: Delegated[float] = Delegated(
-        "Seconds a connection may live; 0: replaced at each return."
-    )
-    max_idle: Delegated[float] = Delegated("Seconds until an unused one is closed.")
-    max_uses: Delegated[int] = Delegated("How often one is lent until it is replaced; 0: no bound.")
-    reconnect_timeout: Delegated[float] = Delegated("Seconds of attempts to connect.")
-    num_workers: Delegated[int] = Delegated("Bound on each lane of background work.")
-    bypass_window: Delegated[float] = Delegated(
-        "Seconds after a use during which a connection is lent without a look at it."
-    )
-    keepalive_interval: Delegated[float] = Delegated(
-        "Seconds between two queries that keep an idle connection alive; 0: none."
-    )
-    action_timeout: Delegated[float] = Delegated(
-        "Seconds that a callback, a rollback or closing may take."
-    )
-    leak_threshold: Delegated[float] = Delegated(
-        "Seconds after which a lent connection is reported; 0: never."
-    )
-    rejected_after: Delegated[float] = Delegated(
-        "Seconds for which a refusal of the server must stand until clients are told."
-    )
+    max_waiting = Delegated[int]()
+    max_lifetime = Delegated[float]()
+    max_idle = Delegated[float]()
+    reconnect_timeout = Delegated[float]()
+    num_workers = Delegated[int]()
+    bypass_window = Delegated[float]()
+    keepalive_interval = Delegated[float]()
+    max_uses = Delegated[int]()
+    action_timeout = Delegated[float]()
+    leak_threshold = Delegated[float]()
+    rejected_after = Delegated[float]()
 
     # Names of the original's that programs look at.
     _closed = Reading(lambda pool: pool.closed)
@@ -317,13 +306,11 @@ class Door:
         self.timeout = timeout
         self.close_returns = close_returns
         driver = self._forebay_driver()
-        core = Core(
-            driver.refusals(self.name),
+        settings = Settings.of(
             min_size=min_size,
             max_size=most,
-            keep=0 if null else ALL,
             retrying=not null,
-            lifo=idle_order == "lifo",
+            idle_order=idle_order,
             max_waiting=max_waiting,
             max_lifetime=max_lifetime,
             max_idle=max_idle,
@@ -336,6 +323,7 @@ class Door:
             leak_threshold=leak_threshold,
             rejected_after=rejected_after,
         )
+        core = Core(driver.refusals(self.name), settings, keep=0 if null else ALL)
         parts = Parts(type(self), core, null=null, record_lines=bool(record_lines))
         this = ref(self)  # the flows do not keep their pool alive
         flows = Flows(
@@ -387,12 +375,12 @@ class Door:
     @property
     def min_size(self) -> int:
         """Connections the pool keeps."""
-        return self._forebay.core.min_size
+        return self._forebay.core.settings.min_size
 
     @property
     def max_size(self) -> int:
         """Connections the pool may have at most; 0: no bound (null pools only)."""
-        return bound(self._forebay.core.max_size)
+        return bound(self._forebay.core.settings.max_size)
 
     @property
     def closed(self) -> bool:
@@ -400,12 +388,12 @@ class Door:
         return self._forebay.core.phase is not Phase.OPEN
 
     def __repr__(self) -> str:
-        core = self._forebay.core
+        core, sizes = self._forebay.core, self._forebay.core.settings
         state = core.phase.value
         if core.phase is Phase.OPEN:
             state = (
                 f"{len(core.idle)} idle, {core.lent} lent, {core.opening} opening,"
-                f" {len(core.waiting)} waiting of {core.min_size}..{core.max_size}"
+                f" {len(core.waiting)} waiting of {sizes.min_size}..{sizes.max_size}"
             )
         return f"<{type(self).__name__} {self.name!r} {state}>"
 
