@@ -39,18 +39,21 @@ ALLOWED = {
         *("_core", "_entry", "_policy", "_runtime", "_stacks"),
     },
     "options": {"_policy"},
+    "_signature": {"options"},
     "_fork": {"socket", "threading", "_core", "_entry", "_flows", "_runtime", "_sockets"},
     "_door": {"_core", "_entry", "_flows", "_fork", "_locks", "options"},
     "_thread_door": {
         *("threading", "_core", "_door", "_entry", "_fork"),
-        *("_runtime", "_stacks", "_threads", "errors"),
+        *("_runtime", "_stacks", "_threads", "errors", "options"),
     },
-    "pool": {"psycopg", "_thread_door", "drivers"},
+    "pool": {"psycopg", "_signature", "_thread_door", "drivers", "options"},
     "pool_async": {
         *("_thread", "asyncio", "psycopg", "_asyncio", "_door", "_entry", "_fork"),
-        *("_stacks", "_thread_door", "drivers", "errors", "pool"),
+        *("_signature", "_stacks", "_thread_door", "drivers", "errors", "options"),
     },
-    "psycopg2/__init__": {"psycopg2", "_thread_door", "drivers", "_lease"},
+    "psycopg2/__init__": {
+        *("psycopg2", "_signature", "_thread_door", "drivers", "options", "_lease"),
+    },
     "psycopg2/_lease": {"_thread_door", "drivers"},
     "psycopg2/pool": {
         *("threading", "psycopg2", "_core", "_door", "_entry", "_flows", "_fork"),

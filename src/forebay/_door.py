@@ -15,7 +15,7 @@ from ._entry import Verdict
 from ._flows import Flows
 from ._fork import register, renewed_core, renewed_flows
 from ._locks import taking
-from .options import OPTIONS, Settings
+from .options import OPTIONS, PoolOptions, Settings, complete
 
 if TYPE_CHECKING:
     from ._asyncio import Asyncio
@@ -254,77 +254,28 @@ class Door:
 
     def __init__(
         self,
-        *,
         conninfo: Any,
         connection_class: Any,
         kwargs: Any,
-        min_size: int,
-        max_size: int | None,
+        options: PoolOptions,
+        *,
         configure: Callable[..., Any] | None,
         check: Callable[..., Any] | None,
         reset: Callable[..., Any] | None,
-        name: str | None,
-        close_returns: bool,
-        timeout: float,
-        max_waiting: int,
-        max_lifetime: float,
-        max_idle: float,
-        reconnect_timeout: float,
         reconnect_failed: Callable[..., Any] | None,
-        num_workers: int,
-        idle_order: str,
-        bypass_window: float,
-        keepalive_interval: float,
-        max_uses: int,
-        action_timeout: float,
-        leak_threshold: float,
-        rejected_after: float,
-        record_lines: bool,
     ) -> None:
-        if idle_order not in ("lifo", "fifo"):
-            raise ValueError(f"idle_order must be 'lifo' or 'fifo', not {idle_order!r}")
-        _expect_whole(num_workers=num_workers, max_waiting=max_waiting, max_uses=max_uses)
-        if num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1, not {num_workers!r}")
-        if max_uses < 0:
-            raise ValueError(f"max_uses must be 0 or more, not {max_uses!r}; 0 sets no bound")
         null = self._forebay_null
-        most = bounds(null, min_size, max_size)
-        _expect_seconds(timeout=timeout, max_idle=max_idle, reconnect_timeout=reconnect_timeout)
-        _expect_more_than_0(action_timeout=(action_timeout, "math.inf sets no bound"))
-        _expect_no_less_than_0(
-            max_lifetime=(max_lifetime, "0 replaces a connection at each return"),
-            bypass_window=(bypass_window, "0 looks at a connection each time"),
-            keepalive_interval=(keepalive_interval, "0 sends no queries"),
-            leak_threshold=(leak_threshold, "0 reports nothing"),
-            rejected_after=(rejected_after, "0 believes the first refusal"),
-        )
+        chosen = complete(type(self).__name__, options, null=null)
         self.conninfo = conninfo
         self.kwargs = kwargs
         self.connection_class = connection_class
-        self.name = f"pool-{next(_number)}" if name is None else name
-        self.timeout = timeout
-        self.close_returns = close_returns
+        self.name = f"pool-{next(_number)}" if chosen["name"] is None else chosen["name"]
+        self.timeout = chosen["timeout"]
+        self.close_returns = chosen["close_returns"]
         driver = self._forebay_driver()
-        settings = Settings.of(
-            min_size=min_size,
-            max_size=most,
-            retrying=not null,
-            idle_order=idle_order,
-            max_waiting=max_waiting,
-            max_lifetime=max_lifetime,
-            max_idle=max_idle,
-            reconnect_timeout=reconnect_timeout,
-            num_workers=num_workers,
-            bypass_window=bypass_window,
-            keepalive_interval=keepalive_interval,
-            max_uses=max_uses,
-            action_timeout=action_timeout,
-            leak_threshold=leak_threshold,
-            rejected_after=rejected_after,
-        )
+        settings = Settings.of(**chosen, retrying=not null)
         core = Core(driver.refusals(self.name), settings, keep=0 if null else ALL)
-        parts = Parts(type(self), core, null=null, record_lines=bool(record_lines))
+        parts = Parts(type(self), core, null=null, record_lines=bool(chosen["record_lines"]))
         this = ref(self)  # the flows do not keep their pool alive
         flows = Flows(
             core,
@@ -431,26 +382,6 @@ def _given_up(parts: Parts) -> dict[str, int]:
 # What the doors do, as functions: as methods they would be in the way of their subclasses' names.
 
 
-def bounds(null: bool, min_size: int, max_size: int | None) -> float:
-    """Check the sizes; returns max_size, which may be infinite."""
-    _expect_whole(min_size=min_size, max_size=0 if max_size is None else max_size)
-    if null:
-        if min_size != 0:
-            raise ValueError(f"null pools must have min_size = 0, not {min_size!r}")
-        most = max_size or inf
-    else:
-        most = min_size if max_size is None else max_size
-        if min_size == most == 0:
-            raise ValueError("if min_size is 0 max_size must be greater than 0")
-    if min_size < 0:
-        raise ValueError(f"min_size cannot be negative, not {min_size!r}")
-    if most < min_size:
-        raise ValueError(
-            f"max_size must be greater or equal than min_size, not {max_size!r} < {min_size!r}"
-        )
-    return most
-
-
 def seconds(timeout: float) -> float:
     """A client's timeout; `nan` is none."""
     if timeout != timeout:
@@ -510,31 +441,3 @@ def overridden(pool: Any, name: str, own: Any) -> Callable[..., Any] | None:
         return None
     method: Callable[..., Any] = getattr(pool, name)
     return method
-
-
-def _expect_seconds(**durations: Any) -> None:
-    for name, value in durations.items():
-        if not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-        if value != value:
-            raise ValueError(f"{name} must be a number of seconds, not nan")
-
-
-def _expect_more_than_0(**durations: tuple[Any, str]) -> None:
-    for name, (value, hint) in durations.items():
-        _expect_seconds(**{name: value})
-        if not value > 0:
-            raise ValueError(f"{name} must be more than 0 seconds, not {value!r}; {hint}")
-
-
-def _expect_no_less_than_0(**durations: tuple[Any, str]) -> None:
-    for name, (value, hint) in durations.items():
-        _expect_seconds(**{name: value})
-        if not value >= 0:
-            raise ValueError(f"{name} must be 0 seconds or more, not {value!r}; {hint}")
-
-
-def _expect_whole(**numbers: Any) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, not {value!r}")
