@@ -12,6 +12,7 @@ import pytest
 
 import forebay
 import forebay.psycopg2
+from docs import options as page
 from forebay._door import Delegated, Door
 from forebay.options import NULL_DEFAULTS, OPTIONS, OTHERS, TYPES, PoolOptions, Settings
 from forebay.testing import fake_pool
@@ -250,3 +251,9 @@ def test_options_may_be_assigned_but_for_the_sizes_and_the_order() -> None:
     """The sizes have `resize()`; the order is one thing for the life of a pool."""
     delegated = {name for name, value in vars(Door).items() if isinstance(value, Delegated)}
     assert {*OPTIONS} - delegated - OF_THE_DOOR == {"min_size", "max_size", "idle_order"}
+
+
+def test_the_page_of_options_is_what_the_code_says() -> None:
+    """The table is the one that `python docs/options.py` writes now."""
+    shown = page.PAGE.read_text("utf-8").partition(page.BEGIN)[2].partition(page.END)[0]
+    assert shown == page.render(), "run: python docs/options.py"

@@ -7,7 +7,7 @@ adapters, and `OPTIONS` is the list at run time:
     pool = ConnectionPool("dbname=bank", **options)
 
 A new option is an entry of `PoolOptions`.  If the core reads it, it is also a field of `Settings`,
-and if programs may assign it, an attribute of `Door`.
+and if programs may assign it, an attribute of `Door`.  `docs/options.py` writes it into its page.
 """
 
 from __future__ import annotations
