@@ -169,7 +169,7 @@ class PoolOptions(TypedDict, total=False):
         int,
         Option(
             0,
-            "Uses after which a connection is replaced; 0: no bound.",
+            "How often a connection is used until it is replaced; 0: no bound.",
             _only(_whole, lambda value: value >= 0, "0 or more", "0 sets no bound"),
         ),
     ]
