@@ -419,7 +419,9 @@ def begin(pool: Any, open: bool | None) -> None:
     """What a constructor does last: open the pool, unless `open` is false."""
     if open or open is None:
         if open:
-            warnings.warn(_CONSTRUCTED, RuntimeWarning, stacklevel=4)
+            # To the caller of the constructor; that of a null pool calls another.
+            level = 4 if pool._forebay.null else 3
+            warnings.warn(_CONSTRUCTED, RuntimeWarning, stacklevel=level)
         pool._forebay.implicitly_open = open is None
         open_here(pool)
     pool._forebay.guard()

@@ -168,6 +168,26 @@ async def test_open_true_opens_in_the_constructor(door: Door) -> None:
         await door.pid(conn)
 
 
+@pytest.mark.parametrize(
+    "pool_class", [forebay.AsyncConnectionPool, forebay.AsyncNullConnectionPool]
+)
+def test_the_warning_of_a_constructor_points_to_its_caller(dsn: str, pool_class: Any) -> None:
+    """Not into the pool, nor to whoever called the caller."""
+
+    async def construct() -> Any:
+        return pool_class(dsn, open=True)
+
+    async def play() -> None:
+        pool = await construct()
+        await pool.close()
+
+    with pytest.warns(RuntimeWarning) as seen:
+        asyncio.run(play())
+    (warning,) = seen
+    assert warning.filename == __file__
+    assert warning.lineno == inspect.getsourcelines(construct)[1] + 1
+
+
 async def test_open_none_warns_on_first_use(door: Door) -> None:
     """Without open= the pool opens by itself and says, once, that this will change."""
     with warnings.catch_warnings(record=True) as seen:
