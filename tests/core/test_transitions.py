@@ -779,7 +779,7 @@ def test_a_null_pool_tells_the_client_that_waits_first_of_a_failed_attempt() -> 
     assert (first.error, first.conn, second.error) == (error, None, None)
     assert list(core.waiting) == [second]
     assert effects.wake == [first]
-    assert core.granted == {first: 0}
+    assert core.granted == {first: False}
     assert core.failures == 0
     expected = {"connections_errors": 1, "requests_errors": 1, "requests_time": 4}
     assert gains.since() == expected
@@ -1362,7 +1362,7 @@ def test_a_grant_that_was_cut_short_is_finished_when(name: str) -> None:
     effects = REPAIRING[name](core, client)
     assert effects is False or client in effects.wake  # type: ignore[union-attr]
     assert list(core.granted) == ([] if effects is False else [client])  # or it knows itself
-    core.granted[client] = 0
+    core.granted[client] = False
     assert is_served(core, client, entry, conn, NOW + 4)
     assert gains.since() == {"requests_time": 4}
 
