@@ -422,7 +422,7 @@ class Core:
             if self._is_stuck() or self.forsaken:
                 self._due_by(now, effects)
         else:
-            self.granted.pop(waiter, None)  # it asks just now: nobody need wake it
+            del self.granted[waiter]  # it asks just now: nobody need wake it
         return effects
 
     def doubtful(self, entry: Entry) -> bool:
@@ -459,7 +459,6 @@ class Core:
         """A client has given up, whatever it waits for; what it was granted goes back."""
         effects = Effects()
         self.watching.pop(waiter, None)
-        self.granted.pop(waiter, None)
         if self._expire(waiter, now):
             return effects
         if waiter.conn is not None and waiter.entry is not None:

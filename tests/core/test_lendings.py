@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import pytest
 
-from forebay._core import Core
-from forebay._entry import EVICTED, RETIRED, Entry, Held, Token
-from forebay._policy import PROBATION, Backoff
+from forebay._core import DIED, Core
+from forebay._entry import EVICTED, LENT, RETIRED, SERVICE, Entry, Held, Token
+from forebay._policy import PROBATION, ROUND_AT_LEAST, Backoff
 
 from .returns import checkin, recycle
 from .test_nesting_rules import cut_short, ended, unproven
@@ -163,6 +164,25 @@ def test_a_transition_tells_of_a_standby_only_where_it_has_found_one() -> None:
     assert core.demoted(NOW, 0.5).demoted is True
 
 
+def test_a_lease_that_was_dropped_learns_which_lending_was_taken_from_it() -> None:
+    """By the moment it was given."""
+    core = filled()
+    entry, _conn, _lease = tied(core)
+    tether = entry.tether
+    assert tether is not None
+    core.retake(entry, tether, NOW + 1)
+    assert entry.forfeited is entry.lent_at
+
+
+def test_what_closes_ends_the_connections_whose_leases_were_dropped() -> None:
+    """Nobody else would return them."""
+    core = filled()
+    entry, conn, lease = tied(core)
+    lease.clear()
+    assert is_retired(core, entry, conn, core.close(NOW))
+    assert entry.kept is None
+
+
 # Returns -----------------------------------------------------------------------------------------
 
 
@@ -194,6 +214,31 @@ def test_a_client_that_learns_of_its_connection_in_time_is_not_woken_again() -> 
     checkin(core, entry, conn, NOW)
     assert core.expire(client, NOW) is False
     assert core.maintain(NOW).wake == []
+
+
+def test_what_is_being_opened_is_not_lent() -> None:
+    """Nor is what is idle; but what a worker resets is."""
+    core = filled(min_size=3, max_size=6)
+    core.fill(5, NOW)
+    worker, _conn = in_service(core)
+    held = lent(core)
+    assert (core.lent, core.opening, worker.place, held[0].place) == (2, 2, SERVICE, LENT)
+
+
+def test_each_connection_that_fails_its_check_is_counted() -> None:
+    """As one that was lost."""
+    core = filled(min_size=2)
+    for number in (1, 2):
+        core.check_failed(*lent(core), OSError(), inf, NOW, 0.0)
+        assert core.connections_lost == number
+
+
+def test_maintenance_for_expired_connections_alone_comes_ten_times_a_second_at_most() -> None:
+    """However short their life is."""
+    core = filled(min_size=1)
+    core.idle[0].expires_at = NOW + 0.05
+    core.maintain(NOW)
+    assert core.due == NOW + ROUND_AT_LEAST
 
 
 # Deadlock ----------------------------------------------------------------------------------------
@@ -302,6 +347,36 @@ def test_a_connection_that_was_opened_at_the_moment_of_a_failure_proves_new_ones
     queued(core, NOW + 2)
     checkin(core, entry, conn, NOW + 3)
     assert (core.failures, core.unproven) == (0, None)
+    core = unproven(max_size=1)
+    opened(core, permit(core), NOW + 1)
+    core.maintain(NOW + 1 + PROBATION)
+    assert (core.failures, core.unproven) == (0, None)
+
+
+@pytest.mark.parametrize("found", ["returned", "reclaimed"])
+def test_sessions_that_end_in_their_first_use_make_a_pool_give_up(found: str) -> None:
+    """Whether their client returns them or they are found closed while it has them."""
+    core = filled(min_size=1, backoff=Backoff(2.0), reconnect_timeout=0.0)
+    core.failing_since = NOW
+    entry, conn = lent(core)
+    error = ConnectionError("ended")
+    if found == "returned":
+        effects = core.discard(entry, conn, NOW + 1, 0.5, error=error)
+    else:
+        effects = core.reclaim(entry, NOW + 1, error=error)
+    assert (core.failures, core.unproven, core.last_error) == (1, DIED, error)
+    assert (core.retry_at, core.failing_since) == (NOW + 2, NOW + 1)
+    assert effects.gave_up is True
+
+
+def test_a_session_that_was_used_before_may_end_without_a_failure() -> None:
+    """Also where it is found closed while a client has it."""
+    core = filled(min_size=1)
+    entry, conn = lent(core)
+    checkin(core, entry, conn, NOW + 1)
+    conn = core.checkout(NOW + 2)
+    core.reclaim(entry, NOW + 3, error=ConnectionError("ended"))
+    assert (core.failures, core.unproven, conn is None) == (0, None, False)
 
 
 def test_a_primary_ends_the_backoff_when_it_has_been_one_for_long_enough() -> None:

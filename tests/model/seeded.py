@@ -234,7 +234,7 @@ SEEDED = (
     _core_bug(
         "who has been served without waiting is granted for ever",
         "killed",
-        "            self.granted.pop(waiter, None)  # it asks just now: nobody need wake it\n",
+        "            del self.granted[waiter]  # it asks just now: nobody need wake it\n",
         "            pass\n",
     ),
     _flow_bug(
