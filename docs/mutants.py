@@ -36,10 +36,10 @@ def survivors() -> set[Survivor]:
 
 
 def _described(name: str) -> Survivor:
-    """The function that was mutated, and the line as the mutant has it."""
+    """The function that was mutated, and the line as the mutant has it, without its comment."""
     function = re.sub(r"^.*\.x(_|ǁ)|__mutmut_\d+$", "", name).replace("ǁ", ".")
     changed = re.findall(r"^\+(?!\+\+)(.*)", _mutmut("show", name), re.MULTILINE)
-    return function, " ".join(line.strip() for line in changed)
+    return function, " ".join(line.partition("  # ")[0].strip() for line in changed)
 
 
 def _mutmut(*arguments: str) -> str:

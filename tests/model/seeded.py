@@ -365,7 +365,7 @@ SEEDED = (
         "nested",
         "return not entry.leased or entry.leased not in self.claims",
         "return not entry.leased",
-        ("and len(stuck) == len(holders)", "and stuck"),
+        ("if len(stuck) == len(holders)", "if stuck"),
     ),
     _core_bug(
         "a deadlock is noticed though a connection will be opened",
