@@ -273,7 +273,7 @@ def witnessed() -> tuple[Core, dict[Any, tuple[Entry, Any]]]:
 def test_a_witness_that_is_gone_is_forgotten() -> None:
     """Whoever queues next does not ask it."""
     core, held = witnessed()
-    core.max_size = 1
+    core.resize(1, 1, NOW)
     core.discard(*held[None], NOW, 0.5)
     assert core.witness is None
     asking(core, "b")
