@@ -19,9 +19,10 @@ from typing import Any
 from unittest import mock
 
 from forebay import _core
-from forebay._core import Core, Phase
+from forebay._core import ALL, Core, Phase
 from forebay._entry import IDLE, LENT, OPENING, RETIRED, Effects, Entry
 from forebay._policy import Backoff
+from forebay.options import Settings
 
 PAGE = Path(__file__).parent / "mechanisms.md"
 BEGIN = "<!-- diagram: begin (written by docs/diagram.py) -->\n"
@@ -163,13 +164,14 @@ class Refusals:
 class Play:
     """A core, and everything that has been given out for its entries."""
 
-    def __init__(self, **sizes: Any) -> None:
+    def __init__(self, keep: int = ALL, **sizes: Any) -> None:
         limits: dict[str, Any] = {
             "max_lifetime": HOUR,
             "bypass_window": inf,
             "keepalive_interval": HOUR / 2,
         }
-        self.core = Core(Refusals(), backoff=Backoff(0.01, 1, 0.01), **limits, **sizes)
+        settings = Settings.of(backoff=Backoff(0.01, 1, 0.01), **limits, **sizes)
+        self.core = Core(Refusals(), settings, keep)
         self.core.entries = TracedEntries(self.core)
         self.core.retiring = TracedRetiring()
         self.now = 0.0
@@ -183,7 +185,7 @@ class Play:
             yield ("open",)
             return
         yield from (("close",), ("drain",), ("maintain",), ("tick",), ("demoted",), ("resettle",))
-        yield from (("resize", 0, 1), ("resize", core.min_size, 2), ("fill", 1))
+        yield from (("resize", 0, 1), ("resize", core.settings.min_size, 2), ("fill", 1))
         if core.phase is Phase.OPEN and self.client is None:
             yield from (("checkout",), ("enqueue",))
         if self.client is not None:
@@ -295,8 +297,8 @@ class Play:
         core, client = self.core, self.client
         return (
             core.phase,
-            core.min_size,
-            core.max_size,
+            core.settings.min_size,
+            core.settings.max_size,
             core.target,
             core.failures > 0,
             core.retry_at > self.now,

@@ -24,13 +24,13 @@ SOURCE = Path(forebay.__file__).parent
 FLOORS = {
     "doors": (
         *("pool", "pool_async", "psycopg2", "psycopg2_pool", "psycopg_pool"),
-        *("_thread_door", "_async_door", "_door", "_fork"),
+        *("_thread_door", "_async_door", "_door", "_fork", "_signature"),
     ),
     "worlds": ("_threads", "_asyncio", "_inline", "_locks"),
     "flows": ("_flows", "_runtime"),
     "drivers": ("drivers", "_sockets"),
     "errors": ("errors", "_stacks"),
-    "core": ("_core", "_entry", "_policy"),
+    "core": ("_core", "_entry", "_policy", "options"),
 }
 
 #: No part of the pool: the demo, its server, the installers, what is for tests.

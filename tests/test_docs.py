@@ -25,7 +25,7 @@ NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 EXAMPLES = [
     pytest.param(code, id=f"{name}-{number}")
-    for name in ("README.md", "docs/migration.md")
+    for name in ("README.md", "docs/migration.md", "docs/options.md")
     for number, code in enumerate(
         re.findall(r"^```python\n(.*?)^```", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
     )
@@ -70,7 +70,7 @@ def test_an_example_runs(code: str, bank: str) -> None:
 
 def test_the_documents_have_examples() -> None:
     """The pattern that finds the examples still finds them."""
-    assert len(EXAMPLES) == 6
+    assert len(EXAMPLES) == 7
 
 
 def test_the_life_of_an_entry_is_drawn_as_the_core_lives_it() -> None:

@@ -25,6 +25,7 @@ def test_the_public_names_are_these() -> None:
         "NullConnectionPool",
         "PoolClosed",
         "PoolDeadlock",
+        "PoolOptions",
         "PoolRejected",
         "PoolTimeout",
         "TooManyRequests",

@@ -38,23 +38,27 @@ ALLOWED = {
         *("asyncio", "random", "time"),
         *("_core", "_entry", "_policy", "_runtime", "_stacks"),
     },
+    "options": {"_policy"},
+    "_signature": {"options"},
     "_fork": {"socket", "threading", "_core", "_entry", "_flows", "_runtime", "_sockets"},
-    "_door": {"_core", "_entry", "_flows", "_fork", "_locks"},
+    "_door": {"_core", "_entry", "_flows", "_fork", "_locks", "options"},
     "_thread_door": {
         *("threading", "_core", "_door", "_entry", "_fork"),
-        *("_runtime", "_stacks", "_threads", "errors"),
+        *("_runtime", "_stacks", "_threads", "errors", "options"),
     },
-    "pool": {"psycopg", "_thread_door", "drivers"},
+    "pool": {"psycopg", "_signature", "_thread_door", "drivers", "options"},
     "_async_door": {
         *("_thread", "asyncio", "_asyncio", "_door"),
-        *("_stacks", "_thread_door", "errors"),
+        *("_stacks", "_thread_door", "errors", "options"),
     },
-    "pool_async": {"psycopg", "_async_door", "drivers", "pool"},
-    "psycopg2/__init__": {"psycopg2", "_thread_door", "drivers", "_lease"},
+    "pool_async": {"psycopg", "_async_door", "_signature", "drivers", "options"},
+    "psycopg2/__init__": {
+        *("psycopg2", "_signature", "_thread_door", "drivers", "options", "_lease"),
+    },
     "psycopg2/_lease": {"_thread_door", "drivers"},
     "psycopg2/pool": {
         *("threading", "psycopg2", "_core", "_door", "_entry", "_flows", "_fork"),
-        *("_dropin", "_inline", "_lease", "_runtime", "_thread_door", "drivers"),
+        *("_dropin", "_inline", "_lease", "_runtime", "_thread_door", "drivers", "options"),
     },
     "psycopg2/_dropin": {
         *("abc", "threading", "time", "psycopg2"),
@@ -63,7 +67,7 @@ ALLOWED = {
     },
     "psycopg2_pool": {
         *("threading", "time", "psycopg2", "_core", "_door", "_entry", "_flows", "_fork"),
-        *("_inline", "_runtime", "drivers"),
+        *("_inline", "_runtime", "drivers", "options"),
     },
 }
 EVERYWHERE = {"__future__", "typing"}

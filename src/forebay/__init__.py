@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         PoolTimeout,
         TooManyRequests,
     )
+    from .options import PoolOptions
     from .pool import ConnectionPool, NullConnectionPool
     from .pool_async import AsyncConnectionPool, AsyncNullConnectionPool
 
@@ -26,6 +27,7 @@ __all__ = [
     "NullConnectionPool",
     "PoolClosed",
     "PoolDeadlock",
+    "PoolOptions",
     "PoolRejected",
     "PoolTimeout",
     "TooManyRequests",
@@ -41,6 +43,7 @@ _HOMES = {
     "NullConnectionPool": ".pool",
     "PoolClosed": ".drivers.psycopg",
     "PoolDeadlock": ".drivers.psycopg",
+    "PoolOptions": ".options",
     "PoolRejected": ".drivers.psycopg",
     "PoolTimeout": ".drivers.psycopg",
     "TooManyRequests": ".drivers.psycopg",

@@ -17,7 +17,6 @@ from ._door import (
     Door,
     Made,
     announce_implicit,
-    bounds,
     is_hopeless,
     overridden,
     report,
@@ -27,6 +26,7 @@ from ._door import (
 from ._stacks import acquiring_line
 from ._thread_door import ENTERED, TAKEN, left_early, returned, tied
 from .errors import PoolClosedMixin, PoolTimeoutMixin
+from .options import bounds
 
 if sys.version_info >= (3, 12):
     running_task: Any = current_task

@@ -35,7 +35,7 @@ from enum import Enum
 from functools import wraps
 from itertools import islice
 from math import inf
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from ._entry import (
     EVICTED,
@@ -64,10 +64,12 @@ from ._policy import (
     PROBE_INTERVAL,
     PROBE_PATIENCE,
     ROUND_AT_LEAST,
-    Backoff,
     growth,
     lifetime,
 )
+
+if TYPE_CHECKING:
+    from .options import Settings
 
 #: `keep` of a pool that keeps all; an int of one digit, which is compared at each return.
 ALL = 2**30 - 1
@@ -160,10 +162,7 @@ class Core:
     __slots__ = (
         "_put_back",
         "_take",
-        "action_timeout",
-        "backoff",
         "bypass",
-        "bypass_window",
         "claims",
         "connections_errors",
         "connections_lost",
@@ -174,7 +173,6 @@ class Core:
         "demotions",
         "drained_at",
         "due",
-        "eager",
         "entries",
         "failed_at",
         "failing_since",
@@ -184,31 +182,20 @@ class Core:
         "granted",
         "idle",
         "keep",
-        "keepalive_interval",
         "last_error",
-        "leak_threshold",
         "leaked",
         "lifo",
         "lost",
         "low_water",
         "low_water_since",
-        "max_idle",
-        "max_lifetime",
-        "max_size",
-        "max_uses",
-        "max_waiting",
-        "min_size",
         "misses",
         "moves",
-        "num_workers",
         "opening",
         "paced_at",
         "phase",
         "probed_at",
         "ready",
-        "reconnect_timeout",
         "refusals",
-        "rejected_after",
         "rejected_since",
         "rejections",
         "reported",
@@ -218,9 +205,9 @@ class Core:
         "requests_time",
         "retiring",
         "retry_at",
-        "retrying",
         "returned",
         "returns_bad",
+        "settings",
         "suspicious",
         "target",
         "unanswered",
@@ -233,62 +220,23 @@ class Core:
         "writable",
     )
 
-    def __init__(
-        self,
-        refusals: Refusals,
-        *,
-        min_size: int,
-        max_size: float,
-        keep: int = ALL,
-        retrying: bool = True,
-        eager: bool = False,
-        lifo: bool = True,
-        max_waiting: int = 0,
-        max_lifetime: float = 3600.0,
-        max_idle: float = 600.0,
-        reconnect_timeout: float = 300.0,
-        num_workers: int = 3,
-        backoff: Backoff | None = None,
-        bypass_window: float = 0.05,
-        keepalive_interval: float = 0.0,
-        max_uses: int = 0,
-        action_timeout: float = 3.0,
-        leak_threshold: float = 0.0,
-        rejected_after: float = 3.0,
-        fresh: bool = False,
-    ) -> None:
+    def __init__(self, refusals: Refusals, settings: Settings, keep: int = ALL) -> None:
         self.refusals = refusals
-        # What the user asked for; durations in seconds.
-        self.min_size = min_size
-        self.max_size = max_size  # may be infinite
+        self.settings = settings
         self.keep = keep  # idle connections to keep at most; 0 makes a null pool.  A bound: the
         # pool comes back to min_size when connections are lost, else to what it had grown to
-        self.retrying = retrying  # a failed attempt is repeated; else it fails a waiting client
-        self.eager = eager  # a client that will not wait may still have a connection opened
-        self.lifo = lifo
-        self.max_waiting = max_waiting  # 0: no bound
-        self.max_lifetime = max_lifetime
-        self.max_idle = max_idle
-        self.reconnect_timeout = reconnect_timeout
-        self.num_workers = num_workers
-        self.backoff = backoff or Backoff()
-        self.bypass_window = bypass_window  # used less long ago: lent without a look
-        self.keepalive_interval = keepalive_interval  # between queries while idle; 0: none
-        self.max_uses = max_uses  # 0: no bound
-        self.action_timeout = action_timeout  # for what a worker does with a connection
-        self.leak_threshold = leak_threshold  # lent for longer: reported; 0: never
-        self.rejected_after = rejected_after  # a refusal must stand for so long to be believed
-        self.fresh = fresh  # each attempt to connect may have other credentials
+        self.lifo = settings.idle_order == "lifo"
+        self.fresh = False  # each attempt to connect may have other credentials
         # Where everything is.
         self.phase = Phase.NEW
         self.entries: dict[Entry, None] = {}  # all but the retired, in order of age
         self.retiring: dict[Entry, None] = {}
         self.idle: deque[Entry] = deque()  # in order of return, the latest on the right
         self.ready: Any = self.idle  # what the common path may take from and add to; see `step`
-        self._take: Callable[[], Entry] = self.idle.pop if lifo else self._take_oldest
-        self._put_back = self.idle.append if lifo else self.idle.appendleft
+        self._take: Callable[[], Entry] = self.idle.pop if self.lifo else self._take_oldest
+        self._put_back = self.idle.append if self.lifo else self.idle.appendleft
         self.opening = 0  # how many entries are OPENING
-        self.target = min_size  # the size to come back to when a connection is lost
+        self.target = settings.min_size  # the size to come back to when a connection is lost
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()  # clients, in order of arrival
         self.watching: dict[Waiter, None] = {}  # callers of wait()
         # Dismissed from the queue, perhaps not yet woken; and whether it was woken again since.
@@ -302,7 +250,7 @@ class Core:
         self.reported: dict[Entry, Hold] = {}  # lent for too long
         # Dead connections.
         self.suspicious = False  # one was found since the idle ones were looked at
-        self.bypass = bypass_window  # the window in force
+        self.bypass = settings.bypass_window  # the window in force
         # Failing to connect.
         self.failures = 0  # in a row
         # Why new connections are no good though connecting succeeds, if that is so.  None of them
@@ -404,7 +352,7 @@ class Core:
         if self.phase is not Phase.OPEN:
             self.requests_errors += 1
             raise self.refusals.closed(self)
-        if 0 < self.max_waiting <= len(self.waiting):
+        if 0 < self.settings.max_waiting <= len(self.waiting):
             self.requests_errors += 1
             raise self.refusals.full(self)
         effects = Effects()
@@ -432,7 +380,7 @@ class Core:
     def use(self, entry: Entry) -> None:
         """A connection goes to its client; the one of its last use will not be kept."""
         entry.uses += 1
-        if 0 < self.max_uses <= entry.uses or not self.max_lifetime:
+        if 0 < self.settings.max_uses <= entry.uses or not self.settings.max_lifetime:
             entry.expires_at = EVICTED
 
     def refuse(self) -> None:
@@ -686,7 +634,8 @@ class Core:
             entry.conn = None
         if held is not None:
             entry.ordered = False
-            entry.deadline = now + self.action_timeout  # not before: what is ordered has another
+            # Not before: what is ordered has another.
+            entry.deadline = now + self.settings.action_timeout
         return held
 
     def arm(self, entry: Entry, lifeline: Any, deadline: float) -> bool:
@@ -725,12 +674,13 @@ class Core:
         self.connections_time += took
         if self.unproven:
             self.paced_at = now
-            self.retry_at = now + self.backoff.delay(self.failures, chance)
+            self.retry_at = now + self.settings.backoff.delay(self.failures, chance)
         else:
             self._recovered()
         entry.opened_at = now
-        if entry.expires_at != EVICTED and self.max_lifetime:  # 0: at its first return, see use()
-            entry.expires_at = now + lifetime(self.max_lifetime, chance)
+        # A lifetime of 0 ends at the first return, see use().
+        if entry.expires_at != EVICTED and self.settings.max_lifetime:
+            entry.expires_at = now + lifetime(self.settings.max_lifetime, chance)
         self._note_role(entry, standby, now, chance, effects)
         entry.ref = Held.watch(conn, entry, self.lost)
         self.tie(entry)
@@ -767,7 +717,7 @@ class Core:
         else:
             entry.ref = Held.watch(conn, entry, self.lost)
             self._retire(entry, conn, effects)
-        if self.retrying or not isinstance(error, Exception):
+        if self.settings.retrying or not isinstance(error, Exception):
             self._failed(error, now, chance, effects)
             self._judge(error, verdict, now, effects)
         elif self.waiting:
@@ -852,8 +802,8 @@ class Core:
     def resize(self, min_size: int, max_size: float, now: float) -> Effects:
         """Grow or shrink to the new bounds; lent connections in excess go when they come back."""
         effects = Effects()
-        self.min_size = min_size
-        self.max_size = max_size
+        self.settings.min_size = min_size
+        self.settings.max_size = max_size
         self.target = (
             max(min_size, min(self.target, int(max_size))) if self.keep == ALL else min_size
         )
@@ -872,7 +822,7 @@ class Core:
         effects = Effects()
         self._drain_lost()
         if self.phase is Phase.OPEN:
-            self._issue(int(min(size, self.max_size)) - len(self.entries), effects)
+            self._issue(int(min(size, self.settings.max_size)) - len(self.entries), effects)
         return self._balance(now, effects)
 
     @step
@@ -896,7 +846,7 @@ class Core:
         conn = self._recall(entry)
         if conn is not None:
             entry.chore = Chore.LOOK
-            self._order(entry, conn, effects, now + self.action_timeout)
+            self._order(entry, conn, effects, now + self.settings.action_timeout)
         return effects
 
     @step
@@ -904,7 +854,7 @@ class Core:
         """Wake a caller of wait() when min_size connections are idle."""
         if self.phase is not Phase.OPEN:
             raise self.refusals.closed(self)
-        if len(self.idle) >= self.min_size:
+        if len(self.idle) >= self.settings.min_size:
             waiter.ready = True
         else:
             self.watching[waiter] = None
@@ -958,7 +908,7 @@ class Core:
         if self.phase is not Phase.OPEN:
             return effects
         if not self.suspicious:
-            self.bypass = self.bypass_window
+            self.bypass = self.settings.bypass_window
         self._repair(now, effects)
         self._end_overdue(now, chance, effects)
         if now >= self._give_up_at():
@@ -972,7 +922,7 @@ class Core:
         self._shrink(now, effects)
         if self.waiting and self._is_stuck():
             self._break_deadlock(now, effects)
-        if self.keepalive_interval:
+        if self.settings.keepalive_interval:
             self._keep_alive(now, effects)
         self._balance(now, effects)
         times = [max(entry.expires_at, now + ROUND_AT_LEAST) for entry in self.idle]
@@ -993,9 +943,9 @@ class Core:
         returned = [self.reported.pop(entry) for entry in ended]
         held = {
             entry: Hold(entry.holder, entry.lent_at, entry.line)
-            for entry in ([*self.entries] if self.leak_threshold else ())
+            for entry in ([*self.entries] if self.settings.leak_threshold else ())
             if entry.place is LENT
-            and entry.lent_at + self.leak_threshold <= now
+            and entry.lent_at + self.settings.leak_threshold <= now
             and entry not in self.reported
         }
         self.reported.update(held)
@@ -1052,7 +1002,7 @@ class Core:
             self._finish_grant(waiter, now, effects)
         while len(self.idle) > self.keep:
             self._retire_oldest(effects)
-        if self.watching and len(self.idle) >= self.min_size:
+        if self.watching and len(self.idle) >= self.settings.min_size:
             for watcher in [*self.watching]:
                 watcher.ready = True
                 self._dismiss(watcher, now, effects)
@@ -1110,7 +1060,8 @@ class Core:
 
     def _is_stuck(self) -> bool:
         """Whether all connections seem to be held by clients that wait for another one here."""
-        return self.opening == 0 and len(self.entries) >= self.max_size and not self._has_witness()
+        full = len(self.entries) >= self.settings.max_size
+        return self.opening == 0 and full and not self._has_witness()
 
     def _break_deadlock(self, now: float, effects: Effects) -> None:
         """Refuse one client if all connections are held by clients that wait for another.
@@ -1160,7 +1111,7 @@ class Core:
         self._end_lease(entry, now)
         if not clean and entry.expires_at > now and (self.keep or self.waiting):
             entry.place = SERVICE
-            self._order(entry, conn, effects, now + self.action_timeout)
+            self._order(entry, conn, effects, now + self.settings.action_timeout)
             return
         self._put(entry, conn, now, effects)
         self._prove(entry)
@@ -1259,12 +1210,12 @@ class Core:
             # Nothing more is attempted: the next failure is another story.
             self.failing_since = self.rejected_since = inf
             self.crowded = False
-        relied_on = self.retrying and self.waiting and self.opening
+        relied_on = self.settings.retrying and self.waiting and self.opening
         stuck = self._unanswered(now, effects) if relied_on else 0
         wanted = growth(
             target=self.target,
             size=len(self.entries),
-            max_size=self.max_size,
+            max_size=self.settings.max_size,
             waiting=len(self.waiting) + stuck,  # what does not come serves nobody
             opening=self.opening,
             width=self._width + bool(stuck),
@@ -1294,9 +1245,9 @@ class Core:
     @property
     def _width(self) -> float:
         """How many connections may be opening side by side."""
-        if not self.retrying:
+        if not self.settings.retrying:
             return inf
-        return 1 if self.crowded else self.num_workers
+        return 1 if self.crowded else self.settings.num_workers
 
     def _probes(self, wanted: bool, now: float, effects: Effects) -> int:
         """How many attempts to make now, after the last one has failed: one or none.
@@ -1305,7 +1256,7 @@ class Core:
         each second.
         """
         if self.opening:
-            room = len(self.entries) < self.max_size and not self.crowded
+            room = len(self.entries) < self.settings.max_size and not self.crowded
             if self.opening > self._width or not (self.waiting and room):
                 return 0
             at = self.probed_at + PROBE_PATIENCE
@@ -1334,7 +1285,7 @@ class Core:
         if verdict is Verdict.HOPELESS:
             final = True
         elif verdict is Verdict.REJECTED or verdict is Verdict.CREDENTIALS:
-            final = now >= self.rejected_since + self.rejected_after
+            final = now >= self.rejected_since + self.settings.rejected_after
         else:
             return
         if self.fresh and verdict is not Verdict.REJECTED:
@@ -1351,7 +1302,7 @@ class Core:
         # An interruption is no connection error; keeping it would keep its frames alive.
         if isinstance(error, Exception):
             self.last_error = error
-        self.retry_at = now + self.backoff.delay(self.failures, chance)
+        self.retry_at = now + self.settings.backoff.delay(self.failures, chance)
         if now >= self._give_up_at():
             self._give_up_trying(now, effects)
         else:
@@ -1370,7 +1321,8 @@ class Core:
         And was opened after the last failure: those that end together count once.
         """
         young = entry.idle_since == entry.opened_at and now < entry.opened_at + PROBATION
-        return self.retrying and young and not (self.failures and entry.opened_at < self.failed_at)
+        counted = self.failures and entry.opened_at < self.failed_at
+        return self.settings.retrying and young and not counted
 
     def _prove(self, entry: Entry) -> None:
         """A connection has come back in order: new ones are good again, if it is one of them."""
@@ -1379,13 +1331,13 @@ class Core:
 
     def _give_up_at(self) -> float:
         """When attempts will have been in vain for `reconnect_timeout` seconds."""
-        patience = max(self.reconnect_timeout, ROUND_AT_LEAST)
-        return self.failing_since + patience if self.retrying else inf
+        patience = max(self.settings.reconnect_timeout, ROUND_AT_LEAST)
+        return self.failing_since + patience if self.settings.retrying else inf
 
     def _give_up_trying(self, now: float, effects: Effects) -> None:
         """Attempts have been in vain for long enough to tell the user; they go on."""
         effects.gave_up = True
-        self.target = self.min_size
+        self.target = self.settings.min_size
         self.failing_since = now
 
     def _recovered(self) -> None:
@@ -1423,7 +1375,7 @@ class Core:
         """When to look for the primary next."""
         if now >= self.demoted_until:
             self.demotions += 1
-            self.demoted_until = now + self.backoff.delay(self.demotions, chance)
+            self.demoted_until = now + self.settings.backoff.delay(self.demotions, chance)
         return self.demoted_until
 
     def _end_overdue(self, now: float, chance: float, effects: Effects) -> None:
@@ -1450,7 +1402,7 @@ class Core:
         effects.give_up.append(entry)
         if entry.place is OPENING:
             self.connections_errors += 1
-            if self.retrying:
+            if self.settings.retrying:
                 late = TimeoutError("an attempt to connect, or its callback, did not end in time")
                 self.unanswered += 1
                 self._failed(late, now, chance, effects)
@@ -1466,7 +1418,7 @@ class Core:
         Connecting may need longer than its own time-outs say, where a name has many addresses.
         """
         wanted = self.waiting or len(self.entries) < self.target
-        room = self.phase is Phase.OPEN and len(self.entries) < self.max_size
+        room = self.phase is Phase.OPEN and len(self.entries) < self.settings.max_size
         if not (wanted and room) or entry.began_at <= self.drained_at:
             return False
         entry.ref = Held.watch(conn, entry, self.lost)  # first: it may be dropped at any moment
@@ -1483,14 +1435,14 @@ class Core:
         """
         busy = sum(entry.place is SERVICE for entry in self.entries)
         for entry in list(self.idle):
-            ask_at = max(entry.idle_since, entry.seen_at) + self.keepalive_interval
+            ask_at = max(entry.idle_since, entry.seen_at) + self.settings.keepalive_interval
             if ask_at > now:
                 self._due_by(ask_at, effects)
-            elif busy < self.num_workers:
+            elif busy < self.settings.num_workers:
                 busy += 1
                 conn = self._recall(entry)
                 entry.chore = Chore.PING
-                self._order(entry, conn, effects, now + self.action_timeout)
+                self._order(entry, conn, effects, now + self.settings.action_timeout)
             else:
                 self._due_by(now + KEEPALIVE_PAUSE, effects)
 
@@ -1506,24 +1458,25 @@ class Core:
 
     def _shrink(self, now: float, effects: Effects) -> None:
         """Retire connections above min_size that nobody needed for max_idle seconds."""
-        surplus = min(self._unused(now), len(self.entries) - self.min_size)
+        surplus = min(self._unused(now), len(self.entries) - self.settings.min_size)
         for _ in range(surplus):
             self._retire_oldest(effects)
-            self.target = max(self.min_size, self.target - 1)
+            self.target = max(self.settings.min_size, self.target - 1)
 
     def _unused(self, now: float) -> int:
-        unused = sum(entry.idle_since + self.max_idle <= now for entry in self.idle)
-        if not self.lifo and now >= self.low_water_since + self.max_idle:
+        max_idle = self.settings.max_idle
+        unused = sum(entry.idle_since + max_idle <= now for entry in self.idle)
+        if not self.lifo and now >= self.low_water_since + max_idle:
             # In turn, every connection is used now and then: count how many never were needed.
             unused = max(unused, min(self.low_water, len(self.idle)))
             self.low_water, self.low_water_since = len(self.idle), now
         return unused
 
     def _shrink_due(self) -> float:
-        if not self.idle or len(self.entries) <= self.min_size:
+        if not self.idle or len(self.entries) <= self.settings.min_size:
             return inf
         oldest = self.idle[0].idle_since
-        return (oldest if self.lifo else min(oldest, self.low_water_since)) + self.max_idle
+        return (oldest if self.lifo else min(oldest, self.low_water_since)) + self.settings.max_idle
 
     def _expect(self, entry: Entry, place: object) -> None:
         if entry.place is not place:

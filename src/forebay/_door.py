@@ -15,6 +15,7 @@ from ._entry import Verdict
 from ._flows import Flows
 from ._fork import register, renewed_core, renewed_flows
 from ._locks import taking
+from .options import OPTIONS, PoolOptions, Settings, complete
 
 if TYPE_CHECKING:
     from ._asyncio import Asyncio
@@ -32,13 +33,11 @@ PATCHABLE = ("_connect", "getconn", "putconn")
 
 
 class Delegated(Generic[T]):
-    """An attribute of a pool that lives in its core, where it is read when used."""
-
-    def __init__(self, doc: str) -> None:
-        self.__doc__ = doc
+    """An attribute of a pool that is an option of the same name, which the core reads when used."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
+        self.__doc__ = OPTIONS[name].text
 
     @overload
     def __get__(self, pool: None, owner: type) -> Delegated[T]: ...
@@ -50,11 +49,11 @@ class Delegated(Generic[T]):
         if pool is None:
             return self
         parts: Parts = pool._forebay  # type: ignore[attr-defined]
-        return getattr(parts.core, self._name)
+        return getattr(parts.core.settings, self._name)
 
     def __set__(self, pool: object, value: T) -> None:
         parts: Parts = pool._forebay  # type: ignore[attr-defined]
-        setattr(parts.core, self._name, value)
+        setattr(parts.core.settings, self._name, value)
         parts.guard()
 
 
@@ -71,8 +70,8 @@ class Reading:
 def statistics(core: Core) -> dict[str, int]:
     """What `get_stats()` says; the caller holds the lock."""
     return {
-        "pool_min": core.min_size,
-        "pool_max": bound(core.max_size),
+        "pool_min": core.settings.min_size,
+        "pool_max": bound(core.settings.max_size),
         "pool_size": core.size,
         "pool_available": len(core.idle),
         "requests_waiting": len(core.waiting),
@@ -169,7 +168,7 @@ class Parts:
     def new_runtime(self) -> Any:
         """A world for the core."""
         core = self.core
-        runtime = self.kind._forebay_runtime(lambda: core.num_workers)
+        runtime = self.kind._forebay_runtime(lambda: core.settings.num_workers)
         if self.null:
             runtime.unbounded_openings()
         return runtime
@@ -196,9 +195,11 @@ class Parts:
 
     def guard(self) -> None:
         """Decide what a checkout and a return must do besides the transition."""
-        core, flows = self.core, self.flows
+        settings, flows = self.core.settings, self.flows
         # Every connection goes through the flows, not only one that must be waited for.
-        self.thorough = flows.check is not None or core.max_uses > 0 or not core.max_lifetime
+        self.thorough = (
+            flows.check is not None or settings.max_uses > 0 or not settings.max_lifetime
+        )
         self.guarded = self.thorough or self.implicitly_open or self.record_lines
         # A lease may take an idle connection by itself where getconn() would do no more, and return
         # a clean one where putconn() would do no more.  A class may be patched at any time.
@@ -234,29 +235,17 @@ class Door:
     close_returns: bool
     """Whether close() of a lent connection returns it."""
 
-    max_waiting: Delegated[int] = Delegated("Clients that may wait; 0: no bound.")
-    max_lifetime: Delegated[float] = Delegated(
-        "Seconds a connection may live; 0: replaced at each return."
-    )
-    max_idle: Delegated[float] = Delegated("Seconds until an unused one is closed.")
-    max_uses: Delegated[int] = Delegated("How often one is lent until it is replaced; 0: no bound.")
-    reconnect_timeout: Delegated[float] = Delegated("Seconds of attempts to connect.")
-    num_workers: Delegated[int] = Delegated("Bound on each lane of background work.")
-    bypass_window: Delegated[float] = Delegated(
-        "Seconds after a use during which a connection is lent without a look at it."
-    )
-    keepalive_interval: Delegated[float] = Delegated(
-        "Seconds between two queries that keep an idle connection alive; 0: none."
-    )
-    action_timeout: Delegated[float] = Delegated(
-        "Seconds that a callback, a rollback or closing may take."
-    )
-    leak_threshold: Delegated[float] = Delegated(
-        "Seconds after which a lent connection is reported; 0: never."
-    )
-    rejected_after: Delegated[float] = Delegated(
-        "Seconds for which a refusal of the server must stand until clients are told."
-    )
+    max_waiting = Delegated[int]()
+    max_lifetime = Delegated[float]()
+    max_idle = Delegated[float]()
+    reconnect_timeout = Delegated[float]()
+    num_workers = Delegated[int]()
+    bypass_window = Delegated[float]()
+    keepalive_interval = Delegated[float]()
+    max_uses = Delegated[int]()
+    action_timeout = Delegated[float]()
+    leak_threshold = Delegated[float]()
+    rejected_after = Delegated[float]()
 
     # Names of the original's that programs look at.
     _closed = Reading(lambda pool: pool.closed)
@@ -265,78 +254,28 @@ class Door:
 
     def __init__(
         self,
-        *,
         conninfo: Any,
         connection_class: Any,
         kwargs: Any,
-        min_size: int,
-        max_size: int | None,
+        options: PoolOptions,
+        *,
         configure: Callable[..., Any] | None,
         check: Callable[..., Any] | None,
         reset: Callable[..., Any] | None,
-        name: str | None,
-        close_returns: bool,
-        timeout: float,
-        max_waiting: int,
-        max_lifetime: float,
-        max_idle: float,
-        reconnect_timeout: float,
         reconnect_failed: Callable[..., Any] | None,
-        num_workers: int,
-        idle_order: str,
-        bypass_window: float,
-        keepalive_interval: float,
-        max_uses: int,
-        action_timeout: float,
-        leak_threshold: float,
-        rejected_after: float,
-        record_lines: bool,
     ) -> None:
-        if idle_order not in ("lifo", "fifo"):
-            raise ValueError(f"idle_order must be 'lifo' or 'fifo', not {idle_order!r}")
-        _expect_whole(num_workers=num_workers, max_waiting=max_waiting, max_uses=max_uses)
-        if num_workers < 1:
-            raise ValueError(f"num_workers must be at least 1, not {num_workers!r}")
-        if max_uses < 0:
-            raise ValueError(f"max_uses must be 0 or more, not {max_uses!r}; 0 sets no bound")
         null = self._forebay_null
-        most = bounds(null, min_size, max_size)
-        _expect_seconds(timeout=timeout, max_idle=max_idle, reconnect_timeout=reconnect_timeout)
-        _expect_more_than_0(action_timeout=(action_timeout, "math.inf sets no bound"))
-        _expect_no_less_than_0(
-            max_lifetime=(max_lifetime, "0 replaces a connection at each return"),
-            bypass_window=(bypass_window, "0 looks at a connection each time"),
-            keepalive_interval=(keepalive_interval, "0 sends no queries"),
-            leak_threshold=(leak_threshold, "0 reports nothing"),
-            rejected_after=(rejected_after, "0 believes the first refusal"),
-        )
+        chosen = complete(type(self).__name__, options, null=null)
         self.conninfo = conninfo
         self.kwargs = kwargs
         self.connection_class = connection_class
-        self.name = f"pool-{next(_number)}" if name is None else name
-        self.timeout = timeout
-        self.close_returns = close_returns
+        self.name = f"pool-{next(_number)}" if chosen["name"] is None else chosen["name"]
+        self.timeout = chosen["timeout"]
+        self.close_returns = chosen["close_returns"]
         driver = self._forebay_driver()
-        core = Core(
-            driver.refusals(self.name),
-            min_size=min_size,
-            max_size=most,
-            keep=0 if null else ALL,
-            retrying=not null,
-            lifo=idle_order == "lifo",
-            max_waiting=max_waiting,
-            max_lifetime=max_lifetime,
-            max_idle=max_idle,
-            reconnect_timeout=reconnect_timeout,
-            num_workers=num_workers,
-            bypass_window=bypass_window,
-            keepalive_interval=keepalive_interval,
-            max_uses=max_uses,
-            action_timeout=action_timeout,
-            leak_threshold=leak_threshold,
-            rejected_after=rejected_after,
-        )
-        parts = Parts(type(self), core, null=null, record_lines=bool(record_lines))
+        settings = Settings.of(**chosen, retrying=not null)
+        core = Core(driver.refusals(self.name), settings, keep=0 if null else ALL)
+        parts = Parts(type(self), core, null=null, record_lines=bool(chosen["record_lines"]))
         this = ref(self)  # the flows do not keep their pool alive
         flows = Flows(
             core,
@@ -387,12 +326,12 @@ class Door:
     @property
     def min_size(self) -> int:
         """Connections the pool keeps."""
-        return self._forebay.core.min_size
+        return self._forebay.core.settings.min_size
 
     @property
     def max_size(self) -> int:
         """Connections the pool may have at most; 0: no bound (null pools only)."""
-        return bound(self._forebay.core.max_size)
+        return bound(self._forebay.core.settings.max_size)
 
     @property
     def closed(self) -> bool:
@@ -400,12 +339,12 @@ class Door:
         return self._forebay.core.phase is not Phase.OPEN
 
     def __repr__(self) -> str:
-        core = self._forebay.core
+        core, sizes = self._forebay.core, self._forebay.core.settings
         state = core.phase.value
         if core.phase is Phase.OPEN:
             state = (
                 f"{len(core.idle)} idle, {core.lent} lent, {core.opening} opening,"
-                f" {len(core.waiting)} waiting of {core.min_size}..{core.max_size}"
+                f" {len(core.waiting)} waiting of {sizes.min_size}..{sizes.max_size}"
             )
         return f"<{type(self).__name__} {self.name!r} {state}>"
 
@@ -441,26 +380,6 @@ def _given_up(parts: Parts) -> dict[str, int]:
 
 
 # What the doors do, as functions: as methods they would be in the way of their subclasses' names.
-
-
-def bounds(null: bool, min_size: int, max_size: int | None) -> float:
-    """Check the sizes; returns max_size, which may be infinite."""
-    _expect_whole(min_size=min_size, max_size=0 if max_size is None else max_size)
-    if null:
-        if min_size != 0:
-            raise ValueError(f"null pools must have min_size = 0, not {min_size!r}")
-        most = max_size or inf
-    else:
-        most = min_size if max_size is None else max_size
-        if min_size == most == 0:
-            raise ValueError("if min_size is 0 max_size must be greater than 0")
-    if min_size < 0:
-        raise ValueError(f"min_size cannot be negative, not {min_size!r}")
-    if most < min_size:
-        raise ValueError(
-            f"max_size must be greater or equal than min_size, not {max_size!r} < {min_size!r}"
-        )
-    return most
 
 
 def seconds(timeout: float) -> float:
@@ -522,31 +441,3 @@ def overridden(pool: Any, name: str, own: Any) -> Callable[..., Any] | None:
         return None
     method: Callable[..., Any] = getattr(pool, name)
     return method
-
-
-def _expect_seconds(**durations: Any) -> None:
-    for name, value in durations.items():
-        if not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a number of seconds, not {value!r}")
-        if value != value:
-            raise ValueError(f"{name} must be a number of seconds, not nan")
-
-
-def _expect_more_than_0(**durations: tuple[Any, str]) -> None:
-    for name, (value, hint) in durations.items():
-        _expect_seconds(**{name: value})
-        if not value > 0:
-            raise ValueError(f"{name} must be more than 0 seconds, not {value!r}; {hint}")
-
-
-def _expect_no_less_than_0(**durations: tuple[Any, str]) -> None:
-    for name, (value, hint) in durations.items():
-        _expect_seconds(**{name: value})
-        if not value >= 0:
-            raise ValueError(f"{name} must be 0 seconds or more, not {value!r}; {hint}")
-
-
-def _expect_whole(**numbers: Any) -> None:
-    for name, value in numbers.items():
-        if not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, not {value!r}")

@@ -93,7 +93,7 @@ class Flows:
                 conn = await self._queue(arrived, timeout, again)
             entry = self.driver.entry(conn)
             if await self._is_good(entry, conn, arrived):
-                if self.core.max_uses or not self.core.max_lifetime:
+                if self.core.settings.max_uses or not self.core.settings.max_lifetime:
                     self.core.use(entry)
                 return conn
             conn, again = None, True
@@ -114,12 +114,12 @@ class Flows:
         """
         core, runtime = self.core, self.runtime
         waiter = runtime.waiter()
-        limit = max(timeout, core.action_timeout) if again else inf
+        limit = max(timeout, core.settings.action_timeout) if again else inf
         self._expect_outside()
         try:
             with runtime.lock:
                 now = runtime.now()
-                ready = (core.idle or core.eager) and now - arrived < limit
+                ready = (core.idle or core.settings.eager) and now - arrived < limit
                 if now - arrived >= timeout and not ready:
                     core.refuse()
                     raise core.refusals.timeout(core, timeout, now, waiter)
@@ -281,7 +281,7 @@ class Flows:
             self._log("the server is a standby, looking for the primary", level=logging.WARNING)
         if effects.gave_up:
             text = "no connection in %s seconds of attempts: %s"
-            error, seconds = self.core.last_error, self.core.reconnect_timeout
+            error, seconds = self.core.last_error, self.core.settings.reconnect_timeout
             self._log(text, seconds, error or "no answer", level=logging.WARNING)
             if self.gave_up is not None:
                 self.runtime.notify(self, self._report_failure)
@@ -358,7 +358,7 @@ class Flows:
             core.writable = driver.wants_writable(conninfo, kwargs)
         factor = 2**core.unanswered
         patience = driver.patience(conninfo, kwargs, factor, source.connection_class)
-        self._arm(entry, None, patience + core.action_timeout)
+        self._arm(entry, None, patience + core.settings.action_timeout)
         overridden = getattr(source, "_forebay_overridden_connect", None)
         if overridden is not None and (connect := overridden()) is not None:
             return await self.runtime.call(connect)
@@ -665,7 +665,7 @@ class Flows:
         core = self.core
         try:
             lifeline = self.driver.lifeline(conn)
-            self._arm(entry, lifeline, core.action_timeout)
+            self._arm(entry, lifeline, core.settings.action_timeout)
         except BaseException:
             action.close()
             raise
@@ -691,7 +691,7 @@ class Flows:
         return in_time
 
     def _late(self, what: str) -> TimeoutError:
-        seconds = self.core.action_timeout
+        seconds = self.core.settings.action_timeout
         return TimeoutError(f"{what} took more than {seconds} s (action_timeout) and was cut off")
 
     def _arm(self, entry: Entry, lifeline: Any, seconds: float) -> None:
@@ -712,7 +712,7 @@ class Flows:
 
     def _log_failure(self, error: Exception, failures: int) -> None:
         """Tell of a failed attempt to connect, the last of so many in a row."""
-        if not self.core.retrying:  # then it is a client that is told
+        if not self.core.settings.retrying:  # then it is a client that is told
             self._log("error connecting: %s", error, level=min(self.level, logging.INFO))
             return
         # A client that waits has the pool try ten times a second: an outage is a few lines.
@@ -727,7 +727,7 @@ class Flows:
     def _report_hold(self, text: str, hold: Hold, now: float) -> None:
         """Name who holds, or held, a connection for longer than `leak_threshold`."""
         text = f"{text} (leak_threshold=%s)%s"
-        threshold, held = self.core.leak_threshold, now - hold.since
+        threshold, held = self.core.settings.leak_threshold, now - hold.since
         at = _at(hold.line)
         self._log(text, name(hold.holder), held, threshold, at, level=logging.WARNING)
 

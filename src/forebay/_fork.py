@@ -89,22 +89,18 @@ class Dormant(Flows):
 
 def renewed_core(core: Core) -> Core:
     """A core with the settings of `core`, and no more than these."""
-    fresh = Core(**_settings(core, Core))
-    fresh.phase = core.phase
+    fresh = Core(core.refusals, core.settings, core.keep)
+    fresh.phase, fresh.fresh = core.phase, core.fresh
     return fresh
 
 
 def renewed_flows(flows: Flows, core: Core, runtime: Runtime) -> Flows:
     """The flows of a new core in a new runtime, with the settings of `flows`."""
     kind = Dormant if core.phase is Phase.OPEN else Flows
-    fresh = kind(**{**_settings(flows, Flows), "core": core, "runtime": runtime})
+    given = {name: getattr(flows, name) for name in signature(Flows).parameters}
+    fresh = kind(**{**given, "core": core, "runtime": runtime})
     fresh.level = flows.level
     return fresh
-
-
-def _settings(part: object, kind: type) -> dict[str, Any]:
-    """The arguments that would make `part`: each is an attribute, which may have been assigned."""
-    return {name: getattr(part, name) for name in signature(kind).parameters}
 
 
 def _start_afresh() -> None:

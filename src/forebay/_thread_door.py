@@ -18,7 +18,6 @@ from ._door import (
     Door,
     Made,
     announce_implicit,
-    bounds,
     is_hopeless,
     overridden,
     report,
@@ -31,6 +30,7 @@ from ._runtime import run_sync
 from ._stacks import acquiring_line
 from ._threads import Threads, call_plain
 from .errors import PoolClosedMixin, PoolTimeoutMixin
+from .options import bounds
 
 if TYPE_CHECKING:
     from ._core import Core

@@ -168,7 +168,7 @@ class Refusals:
         """Too many clients wait already."""
         return self._too_many(
             f"the pool {self._name!r} has already {len(core.waiting)} requests waiting"
-            f" (max_waiting={core.max_waiting})"
+            f" (max_waiting={core.settings.max_waiting})"
         )
 
     def timeout(
@@ -178,7 +178,7 @@ class Refusals:
         facts = self._facts(core, now)
         facts["timeout"] = timeout
         facts["suspects"] = _suspects(core, client, self._seen_holders)
-        trouble = None if core.lent >= core.max_size else _trouble(core, now)
+        trouble = None if core.lent >= core.settings.max_size else _trouble(core, now)
         if trouble is not None:
             facts["kind"] = "unreachable"
         reasons = [trouble, _use(facts), _held(facts["_lent"], now), _suspicion(facts["suspects"])]
@@ -243,7 +243,7 @@ class Refusals:
             "kind": "exhausted",
             "pool_name": self._name,
             "size": core.size,
-            "max_size": 0 if core.max_size == inf else int(core.max_size),
+            "max_size": 0 if core.settings.max_size == inf else int(core.settings.max_size),
             "idle": len(core.idle),
             "lent": len(lent),
             "opening": core.opening,

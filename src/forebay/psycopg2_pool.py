@@ -56,6 +56,7 @@ from .drivers.psycopg2 import (
     transaction_status,
     unclean,
 )
+from .options import Settings
 from .psycopg2._dropin import NESTED, DropInParts
 
 if TYPE_CHECKING:
@@ -112,15 +113,10 @@ class ConnectionPool:
         self.connect_kwargs = {"dsn": "", **connect_kwargs}
         # The core aims at no size: connections are missing or in excess only where `putconn()`
         # looks, and a server that refuses is asked again by the next client, not by the pool.
-        core = Core(
-            _Refusals(),
-            min_size=0,
-            max_size=maxconn,
-            retrying=False,
-            eager=True,
-            max_lifetime=inf,
+        settings = Settings.of(
+            min_size=0, max_size=maxconn, max_lifetime=inf, retrying=False, eager=True
         )
-        parts = _Parts(self, core)
+        parts = _Parts(self, Core(_Refusals(), settings))
         # What comes back in a transaction is not worth a warning here.
         parts.start(_Driver(self, True), f"psycopg2_pool-{next(_number)}", INFO)
         self._forebay = parts
@@ -162,7 +158,7 @@ class ConnectionPool:
             try:
                 entry = conn._forebay_entry
                 conn._pool = self
-                stale = now - entry.idle_since > parts.core.max_idle
+                stale = now - entry.idle_since > parts.core.settings.max_idle
                 if not (stale or conn.get_transaction_status()):
                     lent: connection = conn
                     return lent
@@ -310,11 +306,11 @@ class _Parts(DropInParts):
     def apply(self, pool: ConnectionPool) -> None:
         """Tell the core what was assigned."""
         core = self.core
-        core.max_idle = pool.idle_timeout or inf
+        core.settings.max_idle = pool.idle_timeout or inf
         # Not `ALL`, for then the core would come back to the size it had grown to.
         core.keep = ALL - 1 if pool.idle_timeout else min(pool.minconn, ALL - 1)
         core.due = 0.0
-        if core.max_size != pool.maxconn:
+        if core.settings.max_size != pool.maxconn:
             self.flows.transition("resize", 0, pool.maxconn)
 
     def acquire(self) -> Any:
@@ -333,7 +329,7 @@ class _Parts(DropInParts):
 
     def is_good(self, entry: Entry, conn: Any, now: float) -> bool:
         """Whether a connection may be lent; a fresh one may as it is, whatever its factory does."""
-        stale = now - entry.idle_since > self.core.max_idle
+        stale = now - entry.idle_since > self.core.settings.max_idle
         return is_fresh(entry) or not (stale or transaction_status(conn))
 
     def sort_out(self, entry: Entry, conn: Any) -> None:
@@ -732,7 +728,8 @@ class _Refusals:
         del timeout, now, client
         return PoolError(
             f"no more connections in the pool (connection pool exhausted): {core.lent} of"
-            f" maxconn={core.max_size} are in use; return each by putconn(), or raise maxconn"
+            f" maxconn={core.settings.max_size} are in use; return each by putconn(), or raise"
+            " maxconn"
         )
 
     def nested(self, core: Core) -> Exception:

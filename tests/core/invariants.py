@@ -48,5 +48,5 @@ def _of_clients(core: Core) -> Iterator[str]:
     if any(w.conn is not None or w.error is not None for w in core.waiting):
         yield "a client waits that has been served"
     keeping = sum(entry.expires_at > EVICTED for entry in core.entries)
-    if keeping > core.max_size:
-        yield f"{keeping} connections are more than {core.max_size}"
+    if keeping > core.settings.max_size:
+        yield f"{keeping} connections are more than {core.settings.max_size}"

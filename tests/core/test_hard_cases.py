@@ -17,11 +17,13 @@ from forebay._entry import Effects
 from forebay.errors import detach
 from forebay.testing import FakeDriver, ManualClock, fake_pool
 
+from .cores import core_of
+
 
 def core(**options: Any) -> Core:
     """An open core on its own, whose time is a number."""
     sizes = {"min_size": 1, "max_size": 4, "bypass_window": inf}
-    made = Core(FakeDriver().refusals("hard"), **{**sizes, **options})
+    made = core_of(FakeDriver().refusals("hard"), **{**sizes, **options})
     made.open(0.0)
     return made
 

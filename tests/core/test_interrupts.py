@@ -712,7 +712,7 @@ def a_pool_is_filled_once(stage: Stage) -> tuple[Any, Action]:
 @scenario
 def a_client_that_will_not_wait_has_a_connection_opened(stage: Stage) -> tuple[Any, Action]:
     pool = filled(stage, min_size=0, max_size=2)
-    pool._forebay.core.eager = True
+    pool._forebay.core.settings.eager = True
     queue_somebody(stage, pool)
     stage.meanwhile = [lambda: None, stage.play]
     return pool, quietly(lambda: pool.getconn(0))

@@ -97,7 +97,7 @@ class Handler:
         driver.adopt(conn, entry)
         conn._pool = self.pool
         core.entries[entry] = None
-        core.max_size += 1
+        core.settings.max_size += 1
         core.target += core.keep == ALL
         self.held, self.lending = conn, entry.lent_at
         return conn

@@ -455,8 +455,8 @@ def ill(loop: Loop, pool: Any) -> Iterator[str]:
     kept = {entry.conn.number for entry in core.idle}
     if kept != loop.driver.sessions:
         yield f"sessions {loop.driver.sessions} live, and {kept} are idle"
-    if core.phase is Phase.OPEN and len(kept) < core.min_size:
-        yield f"{len(kept)} are idle, fewer than {core.min_size}"
+    if core.phase is Phase.OPEN and len(kept) < core.settings.min_size:
+        yield f"{len(kept)} are idle, fewer than {core.settings.min_size}"
 
 
 def broken(does: Callable[[Handler], None], names: Any = SCENARIOS) -> list[str]:

@@ -381,7 +381,7 @@ def test_a_session_that_ends_in_its_first_use_counts_as_a_failed_attempt() -> No
     """So that the pool backs off instead of opening the next at once."""
     core = filled(min_size=1)
     entry, conn = lent(core, NOW + 1)
-    core.backoff = type(core.backoff)(first=8.0, cap=64.0)
+    core.settings.backoff = type(core.settings.backoff)(first=8.0, cap=64.0)
     gains = Gains(core)
     effects = ended(core, entry, conn, NOW + 9.5)
     assert places(effects) == [RETIRED]
@@ -407,7 +407,7 @@ def test_a_session_that_ends_later_or_without_the_server_is_no_failed_attempt() 
         return core.discard(entry, conn, NOW + 1, 0.5, lending=entry.lent_at)
 
     def of_a_null_pool(core: Core, entry: Entry, conn: Any) -> Effects:
-        core.retrying = False
+        core.settings.retrying = False
         return ended(core, entry, conn, NOW + 1)
 
     for story in (returned_before, grown_old, closed_by_its_client, of_a_null_pool):
@@ -431,7 +431,7 @@ def test_sessions_that_end_together_count_once() -> None:
 def unproven(**options: Any) -> Core:
     """Make a core whose only connection has ended in its first use, at NOW + 1."""
     core = filled(min_size=1, **options)
-    core.backoff = type(core.backoff)(first=2.0, cap=64.0)
+    core.settings.backoff = type(core.settings.backoff)(first=2.0, cap=64.0)
     ended(core, *lent(core, NOW + 1), NOW + 1)
     core.maintain(NOW + 2)
     return core
@@ -461,7 +461,7 @@ def test_who_waits_gets_ten_unproven_connections_a_second_at_most() -> None:
     core = unproven(max_size=4)
     for _ in range(3):
         queued(core, NOW + 2)
-    core.backoff = type(core.backoff)(first=8.0, cap=64.0)
+    core.settings.backoff = type(core.settings.backoff)(first=8.0, cap=64.0)
     core.opened(permit(core), Conn(), 0.0, NOW + 2.5, 1.0)
     core.due = NOW + 99
     core.fill(0, NOW + 2.5)

@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from forebay._core import ALL, Core, Phase
+from forebay._core import ALL, Phase
 from forebay._entry import OPENING, RETIRED, Effects, Entry
 from forebay.errors import PoolClosedMixin, PoolTimeoutMixin, Refusals, TooManyRequestsMixin
 
+from .cores import core_of
 from .invariants import violations
 from .returns import checkin, recycle
 
@@ -62,7 +63,7 @@ class CoreBesideLists(RuleBasedStateMachine):
         """Open a pool, most of the time one that keeps its connections."""
         self.now = 1000.0
         self.lifo, self.keep = lifo, keep
-        self.core = Core(
+        self.core = core_of(
             Refusals("random", PoolClosedMixin, PoolTimeoutMixin, TooManyRequestsMixin),
             min_size=min_size if keep else 0,
             max_size=CONNECTIONS,
@@ -274,7 +275,7 @@ class CoreBesideLists(RuleBasedStateMachine):
         # What the effects order now was not part of the size when the surplus was counted.
         new = sum(e.place is OPENING and e not in self.orders for e in effects.start)
         known = len(self.idle) + self.busy() + self.core.opening - new
-        surplus = min(unused, known - self.core.min_size) if self.lifo else 0
+        surplus = min(unused, known - self.core.settings.min_size) if self.lifo else 0
         del self.idle[: max(0, surplus)]
         self.carry_out(effects)
 
@@ -344,7 +345,8 @@ class CoreBesideLists(RuleBasedStateMachine):
         assert list(self.core.waiting) == self.waiting
         assert self.core.lent == self.busy()
         if self.waiting and not self.core.opening and not self.core.failures:
-            assert self.core.size >= self.core.max_size, "nobody opens what a client waits for"
+            full = self.core.size >= self.core.settings.max_size
+            assert full, "nobody opens what a client waits for"
 
 
 TestCore = CoreBesideLists.TestCase

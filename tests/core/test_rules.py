@@ -6,6 +6,7 @@ import ast
 import dis
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from typing import Any
 from unittest import mock
@@ -18,6 +19,7 @@ from forebay._entry import IDLE, LENT, OPENING, RETIRED, SERVICE, Effects, Entry
 from forebay.errors import PoolClosedMixin, PoolTimeoutMixin, Refusals, TooManyRequestsMixin
 
 from . import opcodes
+from .cores import core_of
 from .invariants import violations
 from .opcodes import Interrupter
 from .returns import checkin, recycle
@@ -34,7 +36,7 @@ class Conn:
 def make(**options: Any) -> Core:
     """Make a core whose pool is not open yet."""
     refusals = Refusals("rules", PoolClosedMixin, PoolTimeoutMixin, TooManyRequestsMixin)
-    return Core(refusals, **({"min_size": 1, "max_size": 2, "bypass_window": inf} | options))
+    return core_of(refusals, **({"min_size": 1, "max_size": 2, "bypass_window": inf} | options))
 
 
 def filled(**options: Any) -> Core:
@@ -54,6 +56,7 @@ def state(core: Core) -> dict[str, Any]:
         if isinstance(value, (dict, set)) or hasattr(value, "popleft"):
             seen[name] = list(value)
     del seen["requests_errors"]
+    seen["settings"] = replace(core.settings)
     seen["of each entry"] = [
         (e.place, e.ordered, id(e.conn), e.expires_at, e.leased) for e in core.entries
     ]
@@ -64,7 +67,7 @@ def state(core: Core) -> dict[str, Any]:
 def test_the_core_imports_only_data_structures_and_its_siblings(module: Any) -> None:
     """Rules 1 and 2: no clock, no lock, no I/O and no randomness is within its reach."""
     allowed = {"__future__", "collections", "collections.abc", "dataclasses", "enum", "math"}
-    allowed |= {"functools", "itertools", "typing", "weakref", "_entry", "_policy"}
+    allowed |= {"functools", "itertools", "typing", "weakref", "_entry", "_policy", "options"}
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         assert not isinstance(node, ast.Import) or {a.name for a in node.names} <= allowed
         assert not isinstance(node, ast.ImportFrom) or node.module in allowed

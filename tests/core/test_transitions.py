@@ -30,7 +30,9 @@ from forebay._entry import (
 )
 from forebay._policy import Backoff, growth
 from forebay.errors import PoolClosedMixin, PoolRejectedMixin, TooManyRequestsMixin
+from forebay.options import OPTIONS
 
+from .cores import core_of
 from .returns import checkin, recycle
 from .test_random import Client
 from .test_rules import NOW, Conn, filled, make
@@ -146,11 +148,10 @@ def is_served(
 def test_a_core_has_the_defaults_that_are_documented() -> None:
     """What a door does not say, and where a new core stands."""
     core = make()
-    options = (core.keep, core.retrying, core.eager, core.lifo, core.max_waiting)
-    assert options == (ALL, True, False, True, 0)
-    durations = (core.max_lifetime, core.max_idle, core.reconnect_timeout)
-    assert durations == (3600.0, 600.0, 300.0)
-    assert (core.num_workers, core.backoff) == (3, Backoff())
+    assert (core.keep, core.lifo, core.fresh) == (ALL, True, False)
+    settings = core.settings
+    assert (settings.retrying, settings.eager, settings.backoff) == (True, False, Backoff())
+    assert settings.max_waiting == OPTIONS["max_waiting"].default == 0
     assert (core.phase, core.target, core.due) == (Phase.NEW, 1, inf)
     assert (core.failures, core.unproven, core.last_error) == (0, None, None)
     assert (core.failing_since, core.failed_at, core.retry_at) == (inf, 0.0, 0.0)
@@ -158,24 +159,10 @@ def test_a_core_has_the_defaults_that_are_documented() -> None:
 
 
 def test_a_core_has_the_options_it_was_given() -> None:
-    """None is mixed up with another."""
-    options: dict[str, Any] = {
-        "min_size": 2,
-        "max_size": 5,
-        "keep": 4,
-        "retrying": False,
-        "eager": True,
-        "lifo": False,
-        "max_waiting": 6,
-        "max_lifetime": 7.0,
-        "max_idle": 8.0,
-        "reconnect_timeout": 9.0,
-        "num_workers": 10,
-        "backoff": Backoff(11.0),
-    }
-    core = make(**options)
-    assert {name: getattr(core, name) for name in options} == options
-    assert core.target == 2
+    """What it keeps apart from its settings is what they say."""
+    core = make(min_size=2, max_size=5, keep=4, lifo=False, bypass_window=0.25)
+    assert (core.keep, core.lifo, core.target, core.bypass) == (4, False, 2, 0.25)
+    assert core.settings.idle_order == "fifo"
 
 
 def test_the_counters_begin_at_zero_and_can_begin_anew() -> None:
@@ -453,7 +440,7 @@ def test_wait_returns_at_once_while_min_size_connections_are_idle() -> None:
 def test_a_watcher_that_is_cancelled_leaves() -> None:
     """It is no request."""
     core, client = filled(), Client()
-    core.min_size = 2
+    core.settings.min_size = 2
     core.watch(client)
     gains = Gains(core)
     core.cancel(client, NOW)
@@ -474,7 +461,7 @@ def test_a_returned_connection_whose_time_is_over_is_retired_and_replaced() -> N
 def test_a_returned_connection_is_retired_when_enough_are_kept() -> None:
     """A pool keeps so many idle connections and not one more."""
     core = filled(min_size=2)
-    core.min_size = core.target = 0
+    core.settings.min_size = core.target = 0
     one, other = lent(core), lent(core)
     core.keep = 1
     assert checkin(core, *one, NOW) is None
@@ -912,7 +899,7 @@ def test_after_reconnect_timeout_the_pool_gives_up_and_begins_anew() -> None:
     assert (core.target, core.failures, core.failing_since) == (1, 2, NOW + 16)
     effects = core.open_failed(permit(core), None, OSError("again"), NOW + 17, 0.25)
     assert (effects.gave_up, core.failures) == (False, 3)
-    assert core.retry_at == NOW + 17 + core.backoff.delay(3, 0.25)
+    assert core.retry_at == NOW + 17 + core.settings.backoff.delay(3, 0.25)
     core.maintain(NOW + 31.75)
     effects = core.open_failed(permit(core), None, OSError("again"), NOW + 32, 0.5)
     assert (effects.gave_up, core.failing_since) == (True, NOW + 32)
@@ -1009,7 +996,7 @@ def an_opening(core: Core, now: float) -> Effects:
 
 def a_failing(core: Core, now: float) -> Effects:
     """Fail at an attempt that is not repeated."""
-    core.retrying = False
+    core.settings.retrying = False
     return core.open_failed(permit(core), None, OSError(), now, 0.0)
 
 
@@ -1052,7 +1039,8 @@ def test_a_transition_sees_to_it_that_a_failed_attempt_is_repeated(name: str) ->
     core.retry_at, core.failed_at, core.due = NOW + 0.25, NOW + 0.25, inf
     effects = ENDING_IN_BALANCE[name](core, NOW + 0.125)
     assert isinstance(effects, Effects)
-    own = {"discard": 0.125, "opened": 0.125 + core.backoff.delay(1, 0.0), "resettle": 0.125}
+    delay = core.settings.backoff.delay(1, 0.0)
+    own = {"discard": 0.125, "opened": 0.125 + delay, "resettle": 0.125}
     assert core.due == NOW + own.get(name, 0.25)  # to look at others now; to open no faster
     assert effects.alarm is (name != "maintain")  # which is awake itself
 
@@ -1133,7 +1121,7 @@ def test_resize_sets_the_bounds_and_moves_the_target_between_them(
     """The pool had grown to three."""
     core = filled(min_size=3, max_size=3)
     effects = core.resize(low, high, NOW)
-    assert (core.min_size, core.max_size, core.target) == (low, high, target)
+    assert (core.settings.min_size, core.settings.max_size, core.target) == (low, high, target)
     assert core.size == target
     assert places(effects) == [RETIRED] * (3 - target) + [OPENING] * (target - 3)
 
@@ -1254,11 +1242,11 @@ def test_shrinking_stops_at_min_size() -> None:
 def test_the_target_comes_down_by_one_for_each_that_is_retired() -> None:
     """Never below min_size, and not for what the pool had not reached."""
     core = filled(min_size=2, max_size=9, max_idle=4.0)
-    core.min_size, core.target = 0, 7
+    core.settings.min_size, core.target = 0, 7
     core.maintain(NOW + 4)
     assert core.target == 5
     core = filled(min_size=2, max_size=9, max_idle=4.0)
-    core.min_size, core.target = 1, 1
+    core.settings.min_size, core.target = 1, 1
     core.maintain(NOW + 4)
     assert core.target == 1
 
@@ -1303,7 +1291,7 @@ def test_in_turn_no_more_are_retired_than_are_idle() -> None:
 def test_maintenance_comes_back_when_a_connection_has_been_idle_for_long() -> None:
     """The oldest counts, and in turn the beginning of the count if that is earlier."""
     core = filled(min_size=2, max_idle=0.5)
-    core.min_size = 1
+    core.settings.min_size = 1
     core.idle[0].idle_since, core.idle[1].idle_since = NOW + 0.25, NOW + 0.375
     core.maintain(NOW + 0.25)
     assert core.due == NOW + 0.75
@@ -1320,7 +1308,7 @@ def test_maintenance_need_not_come_back_early_where_nothing_can_shrink() -> None
     core = filled(min_size=2, max_idle=0.5)
     core.maintain(NOW)
     assert core.due == NOW + 1
-    core.min_size = 0
+    core.settings.min_size = 0
     held = lent(core), lent(core)
     core.maintain(NOW)
     assert core.due == NOW + 1
@@ -1331,7 +1319,7 @@ def test_a_pool_retires_the_oldest_of_what_it_should_not_keep() -> None:
     """Whatever transition finds that there are too many."""
     core = filled(min_size=2, max_size=2)
     oldest, other = core.idle
-    core.min_size = core.target = 0
+    core.settings.min_size = core.target = 0
     core.keep = 1
     assert core.fill(0, NOW).start == [oldest]
     assert list(core.idle) == [other]
@@ -1423,7 +1411,7 @@ def test_an_audit_wakes_again_who_was_dismissed_and_orders_again_what_nobody_beg
     client = queued(core)
     checkin(core, *other, NOW)
     recycle(core, entry, conn, NOW)
-    core.max_size = 3
+    core.settings.max_size = 3
     (new,) = core.fill(3, NOW).start
     effects = audited(core)
     assert effects.wake == [client]
@@ -1727,26 +1715,7 @@ def test_a_new_core_suspects_nobody() -> None:
     assert (core.probed_at, core.writable, core.demotions) == (0.0, None, 0)
     assert (list(core.forsaken), list(core.leaked), core.reported) == ([], [], {})
     assert core.demoted_until == 0.0
-    plain = Core(core.refusals, min_size=1, max_size=1)
-    limits = (plain.bypass_window, plain.keepalive_interval, plain.max_uses)
-    assert limits == (0.05, 0.0, 0)
-    assert (plain.action_timeout, plain.leak_threshold, plain.fresh) == (3.0, 0.0, False)
-    assert (plain.rejected_after, plain.max_waiting, plain.max_lifetime) == (3.0, 0, 3600.0)
-
-
-def test_the_limits_of_a_core_are_those_it_was_given() -> None:
-    """None is mixed up with another."""
-    options: dict[str, Any] = {
-        "bypass_window": 1.0,
-        "keepalive_interval": 2.0,
-        "max_uses": 3,
-        "action_timeout": 4.0,
-        "leak_threshold": 5.0,
-        "rejected_after": 6.0,
-        "fresh": True,
-    }
-    core = make(**options)
-    assert {name: getattr(core, name) for name in options} == options
+    assert core_of(core.refusals, max_size=1).bypass == 0.05
 
 
 def test_a_look_is_no_use_of_a_connection() -> None:
@@ -2109,7 +2078,7 @@ def test_a_connection_that_is_opened_too_late_is_closed_if_it_is_not_wanted() ->
         core.target = 0
 
     def full(core: Core) -> None:
-        core.max_size = 0
+        core.settings.max_size = 0
         queued(core, NOW + 3)
 
     def closed(core: Core) -> None:
@@ -2169,7 +2138,7 @@ def test_who_waits_is_told_of_a_rejection() -> None:
     """All who do, with the error; callers of wait(), too."""
     core = trying(max_size=1, rejected_after=0.0)
     clients = [queued(core), queued(core)]
-    core.min_size = 1
+    core.settings.min_size = 1
     watcher = Client()
     core.watch(watcher)
     gains, error = Gains(core), OSError("no such database")
@@ -2220,7 +2189,7 @@ def test_another_verdict_begins_the_time_of_a_rejection_anew() -> None:
         core.maintain(NOW + 2)
 
     def succeeds(core: Core) -> None:
-        core.max_size = 2
+        core.settings.max_size = 2
         queued(core)
         opened(core, permit(core), NOW + 1)
 
@@ -2340,7 +2309,7 @@ def test_an_attempt_is_not_joined_where_nobody_waits_or_there_is_no_room() -> No
         if spoil == "nobody":
             core.expire(client, NOW + 1)
         if spoil == "no room":
-            core.max_size = 1
+            core.settings.max_size = 1
         core.crowded = spoil == "crowded"
         core.maintain(NOW + 9)
         assert core.opening == 1
@@ -2498,10 +2467,10 @@ def test_nobody_is_refused_for_a_deadlock_that_is_none() -> None:
         sure.error = None
 
     def larger(core: Core, _: Sure) -> None:
-        core.max_size, core.failures, core.retry_at, core.failed_at = 3, 1, inf, NOW
+        core.settings.max_size, core.failures, core.retry_at, core.failed_at = 3, 1, inf, NOW
 
     def opening(core: Core, _: Sure) -> None:
-        core.max_size = 3
+        core.settings.max_size = 3
         core.fill(3, NOW)
 
     def unknown(core: Core, _: Sure) -> None:
@@ -2636,7 +2605,7 @@ def test_a_connection_that_was_looked_at_goes_back_to_its_place_among_the_idle()
 def test_no_more_idle_connections_are_asked_at_a_time_than_there_are_workers() -> None:
     """What is in service already counts; the others are asked a little later."""
     core = filled(min_size=5, max_size=5, num_workers=5, keepalive_interval=30.0)
-    core.num_workers = 3
+    core.settings.num_workers = 3
     worker, conn = in_service(core)
     worker.deadline = inf
     first, second, third, fourth = core.idle

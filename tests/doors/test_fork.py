@@ -30,9 +30,12 @@ import forebay
 import forebay.psycopg2
 import forebay.psycopg2.pool
 import forebay.psycopg2_pool
-from forebay._core import Core
+from forebay._core import Phase
 from forebay._flows import Flows
+from forebay._fork import renewed_core
 from forebay._sockets import Lifeline
+from forebay.testing import FakeDriver
+from tests.core.cores import core_of
 
 from .door import Admin, Gate, eventually
 
@@ -819,13 +822,30 @@ async def _get(socket: Path) -> list[int]:
 # What the handler relies on ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", [Core, Flows])
-def test_a_part_keeps_its_settings_under_the_names_of_its_parameters(
-    part: type, plain: forebay.ConnectionPool
+def test_the_core_of_a_child_has_what_was_set_and_nothing_else() -> None:
+    """Also what was assigned, or set by `resize()`; no connection and no permit."""
+    core = core_of(FakeDriver().refusals("x"), min_size=1, max_size=2, keep=3, fresh=True)
+    core.settings.max_idle = 7.0
+    core.open(0.0)
+    core.resize(2, 5, 0.0)
+    child = renewed_core(core)
+    assert (child.keep, child.fresh, child.phase, child.refusals) == (
+        3,
+        True,
+        Phase.OPEN,
+        core.refusals,
+    )
+    settings = child.settings
+    assert (settings.min_size, settings.max_size, settings.max_idle) == (2, 5, 7.0)
+    assert (child.size, child.opening, child.target) == (0, 0, 2)
+
+
+def test_the_flows_keep_their_settings_under_the_names_of_their_parameters(
+    plain: forebay.ConnectionPool,
 ) -> None:
-    """From these its successor in a child is made."""
-    one: Any = plain._forebay.core if part is Core else plain._forebay.flows
-    assert {name for name in signature(part).parameters if not hasattr(one, name)} == set()
+    """From these their successor in a child is made."""
+    flows = plain._forebay.flows
+    assert {name for name in signature(Flows).parameters if not hasattr(flows, name)} == set()
 
 
 def test_where_no_socket_can_be_had_nothing_is_closed(

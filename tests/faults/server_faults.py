@@ -35,9 +35,10 @@ _SECONDS = 30.0
 _POLL_SECONDS = 0.002
 
 
-def _admin(server: EmbeddedPostgres) -> Session:
+def admin(server: EmbeddedPostgres) -> Session:
+    """A session of the one who makes the faults, which survives them."""
     # The socket asks for no password, so this works whatever became of it.
-    return psycopg.connect(server.dsn, autocommit=True)
+    return psycopg.connect(server.dsn, autocommit=True, options="-c idle_session_timeout=0")
 
 
 def backends(server: EmbeddedPostgres, application_name: str | None = None) -> list[int]:
@@ -52,15 +53,15 @@ def backends(server: EmbeddedPostgres, application_name: str | None = None) -> l
         where backend_type = 'client backend' and pid <> pg_backend_pid()
         and application_name = coalesce(%s::text, application_name) order by backend_start
     """
-    with _admin(server) as admin:
-        return [pid for (pid,) in admin.execute(query, [application_name])]
+    with admin(server) as session:
+        return [pid for (pid,) in session.execute(query, [application_name])]
 
 
 def terminate_backends(server: EmbeddedPostgres, pids: Iterable[int]) -> None:
     """End sessions by ``pg_terminate_backend``; returns when their processes are gone."""
     pids = list(pids)
-    with _admin(server) as admin:
-        admin.execute("select pg_terminate_backend(pid) from unnest(%s::int[]) pid", [pids])
+    with admin(server) as session:
+        session.execute("select pg_terminate_backend(pid) from unnest(%s::int[]) pid", [pids])
     _wait_until_gone(pids)
 
 
@@ -69,13 +70,13 @@ def kill_backend(server: EmbeddedPostgres, pid: int) -> None:
 
     The server takes it for a crash and ends all its sessions, not only this one.
     """
-    with _admin(server) as witness:
+    with admin(server) as witness:
         os.kill(pid, signal.SIGKILL)
         _wait_for_end(witness)
     deadline = time.monotonic() + _SECONDS
     while True:
         try:
-            _admin(server).close()
+            admin(server).close()
         except psycopg.OperationalError:
             if time.monotonic() > deadline:
                 raise
@@ -103,8 +104,8 @@ def suspended(*pids: int) -> Iterator[None]:
 @contextlib.contextmanager
 def suspended_server(server: EmbeddedPostgres) -> Iterator[None]:
     """Stop every process of the server, as a machine that hangs, until the block ends."""
-    with _admin(server) as admin, suspended(server.pid):  # nothing is started any more
-        rows = admin.execute("select pid from pg_stat_activity").fetchall()
+    with admin(server) as session, suspended(server.pid):  # nothing is started any more
+        rows = session.execute("select pid from pg_stat_activity").fetchall()
         with suspended(*(pid for (pid,) in rows)):
             yield
 
@@ -180,24 +181,24 @@ def idle_session_timeout(
 
 def _set_password(server: EmbeddedPostgres, password: str) -> None:
     change = sql.SQL("alter role postgres password {}").format(sql.Literal(password))
-    with _admin(server) as admin:
-        admin.execute(change)
+    with admin(server) as session:
+        session.execute(change)
 
 
 def _reload_with(server: EmbeddedPostgres, change: sql.Composed) -> None:
     """Change the configuration; returns when new sessions see it."""
-    with _admin(server) as admin:
-        before = admin.execute("select pg_conf_load_time()").fetchone()
-        admin.execute(change)
-        admin.execute("select pg_reload_conf()")
+    with admin(server) as session:
+        before = session.execute("select pg_conf_load_time()").fetchone()
+        session.execute(change)
+        session.execute("select pg_reload_conf()")
     deadline = time.monotonic() + _SECONDS
     loaded = before
     while loaded == before:
         if time.monotonic() > deadline:
             raise TimeoutError(f"the server did not reload its settings in {_SECONDS:g} s")
         time.sleep(_POLL_SECONDS)
-        with _admin(server) as admin:
-            loaded = admin.execute("select pg_conf_load_time()").fetchone()
+        with admin(server) as session:
+            loaded = session.execute("select pg_conf_load_time()").fetchone()
 
 
 def _end_sessions(sessions: list[Session]) -> None:

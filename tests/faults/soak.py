@@ -41,6 +41,7 @@ from forebay._embedded import EmbeddedPostgres, Setting
 from forebay._entry import Entry
 from forebay._threads import ThreadWaiter
 
+from . import server_faults
 from .soak_clients import ACCOUNTS, MONEY, SETUP, Client, Registry, TaskClient, ThreadClient
 from .soak_faults import Network, episode
 
@@ -407,12 +408,12 @@ class Soak:
         self._begun.wait(SETTLE)
 
     def _set_up(self) -> None:
-        with psycopg.connect(self.server.dsn) as admin:
+        with server_faults.admin(self.server) as admin:
             admin.execute(SETUP)
 
     def _enter_clients(self) -> None:
         names = [client.name for client in self._clients()]
-        with psycopg.connect(self.server.dsn) as admin:
+        with server_faults.admin(self.server) as admin:
             admin.execute("insert into tally select unnest(%s::text[]), 0", [names])
 
     async def _run_tasks(self) -> None:
@@ -590,7 +591,7 @@ class Soak:
 
     def _sessions(self) -> Counter[str]:
         """How many sessions the server has, by application name."""
-        with psycopg.connect(self.server.dsn) as admin:
+        with server_faults.admin(self.server) as admin:
             rows = admin.execute(
                 "select application_name from pg_stat_activity"
                 " where backend_type = 'client backend'"
@@ -631,7 +632,7 @@ class Soak:
 
     def _expect_money(self) -> None:
         """All the money is there, and each transfer that was confirmed."""
-        with psycopg.connect(self.server.dsn) as admin:
+        with server_faults.admin(self.server) as admin:
             row = admin.execute("select sum(balance) from account").fetchone()
             assert row is not None
             rows = admin.execute("select client, transfers from tally").fetchall()

@@ -215,7 +215,7 @@ def password(soak: Any, rng: random.Random) -> Iterator[None]:
 @instant
 def notify(soak: Any, rng: random.Random) -> None:
     """The sessions that listen are told much."""
-    with psycopg.connect(soak.server.dsn, autocommit=True) as admin:
+    with server_faults.admin(soak.server) as admin:
         times = rng.randint(10, 2000)
         admin.execute(
             "select pg_notify('soak', i::text || repeat('x', 50)) from generate_series(1, %s) i",

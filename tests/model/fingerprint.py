@@ -1,7 +1,7 @@
 """What a state is: two worlds with the same fingerprint have the same future.
 
-Nothing is chosen by hand.  Every slot of the core is read, but for its settings, which do not
-change, and for what `reset_counters()` resets, which never decides anything; and from every
+Nothing is chosen by hand.  Every slot of the core is read, but for its settings, of which only the
+sizes change, and for what `reset_counters()` resets, which never decides anything; and from every
 suspended flow its position and all that its frames hold, on their stacks too.  Objects are
 numbered as they are met.  A type that is not known here is an error.
 
@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from enum import Enum
 from functools import partial
 from hashlib import blake2b
-from inspect import signature
 from math import inf, isinf
 from types import (
     BuiltinMethodType,
@@ -45,7 +44,7 @@ PLAIN = frozenset({type(None), bool, int, str, bytes})
 CONSTANT = (FunctionType, MethodType, BuiltinMethodType, CodeType, FrameType, ModuleType, type)
 PARTS = {
     *("Core", "Flows", "Source", "World", "ModelRuntime", "ModelDriver", "Refusals", "Lock"),
-    "Logger",
+    *("Logger", "Settings"),
 }
 SEQUENCES = frozenset({tuple, list, deque, Request, Return, Lending})
 #: Objects with an identity, and what of them is read.
@@ -73,6 +72,8 @@ OBJECTS: dict[type, tuple[str, ...]] = {
     Token: (),
 }
 
+#: Do not change, but for the sizes.
+SETTINGS = {"refusals", "settings", "keep", "lifo", "fresh"}
 #: Follow from the rest, which invariants say.
 DERIVED = {"claims", "ready", "witness", "_put_back", "_take"}
 
@@ -83,8 +84,7 @@ def _read() -> tuple[str, ...]:
     core.moves = 0
     core.reset_counters()
     counters = {name for name in Core.__slots__ if hasattr(core, name)}
-    settings = set(signature(Core).parameters) - {"min_size", "max_size"}  # resize() changes these
-    return tuple(n for n in Core.__slots__ if n not in counters | settings | DERIVED)
+    return tuple(n for n in Core.__slots__ if n not in counters | SETTINGS | DERIVED)
 
 
 READ = _read()
@@ -135,6 +135,7 @@ class Teller:
         """Add every slot of the core that may decide something."""
         core = self.world.core
         self._slots(core, READ)
+        self._slots(core.settings, ("min_size", "max_size"))  # resize() changes these
         if self.world.may_distrust:
             for entry in [*core.entries, *core.retiring]:
                 unused = entry.idle_since == entry.opened_at
@@ -187,7 +188,7 @@ class Teller:
 
     def _looked_back(self, slot: str) -> float:
         span = LOOKED_BACK[slot]
-        span = getattr(self.world.core, span) if isinstance(span, str) else span
+        span = getattr(self.world.core.settings, span) if isinstance(span, str) else span
         return 0.0 if span == inf else span  # after an endless time nothing ever happens
 
     def _sequence(self, name: str, things: Iterable[Any]) -> None:
@@ -229,7 +230,7 @@ class _Constant(dict[type, bool]):
 
 IS_CONSTANT = _Constant()
 
-#: How long after a moment its age still matters: seconds, or the core's slot that says it.
+#: How long after a moment its age still matters: seconds, or the setting that says it.
 LOOKED_BACK: dict[str, float | str] = {
     "idle_since": "max_idle",
     "low_water_since": "max_idle",

@@ -179,12 +179,12 @@ class View:
         core = self.core
         if not self.open or core.failures or core.lost:
             return 0
-        relied = core.waiting and core.retrying and core.due > self.now
+        relied = core.waiting and core.settings.retrying and core.due > self.now
         stuck = self.unanswered if relied else 0
         return growth(
             target=core.target,
             size=len(self.entries),
-            max_size=core.max_size,
+            max_size=core.settings.max_size,
             waiting=len(core.waiting) + stuck,
             opening=core.opening,
             width=core._width + (stuck > 0),
@@ -215,13 +215,13 @@ class View:
     def needs_probe(self) -> bool:
         """Whether somebody waits, connecting has failed, and there is room for an attempt."""
         core = self.core
-        room = self.open and not core.opening and len(self.entries) < core.max_size
+        room = self.open and not core.opening and len(self.entries) < core.settings.max_size
         return bool(core.waiting and core.failures and room)
 
     def needs_second(self) -> bool:
         """Whether somebody waits for a single attempt, connecting has failed, and there is room."""
         core = self.core
-        room = len(self.entries) < core.max_size and not core.crowded
+        room = len(self.entries) < core.settings.max_size and not core.crowded
         begun = 0 < core.opening <= core._width
         return bool(self.open and core.waiting and core.failures and begun and room)
 
@@ -354,7 +354,7 @@ STATE = (
     # Sizes and permits
     Invariant(
         "The pool is never larger than max_size, but for evicted connections.",
-        lambda v: v.kept <= v.core.max_size and len(v.entries) <= v.world.largest,
+        lambda v: v.kept <= v.core.settings.max_size and len(v.entries) <= v.world.largest,
     ),
     Invariant(
         "The count of openings is the number of permits.",
@@ -397,11 +397,13 @@ STATE = (
     ),
     Invariant(
         "The queue is never longer than max_waiting.",
-        lambda v: not v.core.max_waiting or len(v.core.waiting) <= v.core.max_waiting,
+        lambda v: (
+            not v.core.settings.max_waiting or len(v.core.waiting) <= v.core.settings.max_waiting
+        ),
     ),
     Invariant(
         "wait() does not wait while min_size connections are idle.",
-        lambda v: not v.core.watching or len(v.core.idle) < v.core.min_size,
+        lambda v: not v.core.watching or len(v.core.idle) < v.core.settings.min_size,
     ),
     # The pool's life
     Invariant(
@@ -525,7 +527,7 @@ class Step:
     def _crowds(self) -> bool:
         """Whether an attempt was added to as many as there should be."""
         core = self._world.core
-        most = 1 if core.crowded else core.num_workers + 1
+        most = 1 if core.crowded else core.settings.num_workers + 1
         return bool(self._failing and core.failures and core.opening > max(self._opening, most))
 
     def _returned(self) -> list[Entry]:
@@ -539,12 +541,14 @@ class Step:
         young = [c.entry for c in found if c.died]
         now = self._world.runtime.time
         new = [e for e in young if e.idle_since == e.opened_at and now < e.opened_at + PROBATION]
-        return bool(core.phase.name == "OPEN" and core.retrying and new and not core.failures)
+        return bool(
+            core.phase.name == "OPEN" and core.settings.retrying and new and not core.failures
+        )
 
     def _rushes(self) -> bool:
         """Whether an attempt was begun at the moment of a failure."""
         core, now = self._world.core, self._world.runtime.time
-        more = core.opening > self._opening == 0 and core.retrying
+        more = core.opening > self._opening == 0 and core.settings.retrying
         return bool(self._failing and core.failures and more and self._failed_at >= now)
 
     def _trusts(self) -> bool:
@@ -560,7 +564,7 @@ class Step:
         return any(waiter in self._world.core.waiting for waiter in self._waiting)
 
     def _told(self) -> bool:
-        return self._world.core.retrying and any(waiter.error for waiter in self._waiting)
+        return self._world.core.settings.retrying and any(waiter.error for waiter in self._waiting)
 
 
 #: Of the whole graph of states.

@@ -84,8 +84,8 @@ SEEDED = (
     _core_bug(
         "the bound on the queue is off by one",
         "max_waiting",
-        "if 0 < self.max_waiting <= len(self.waiting)",
-        "if 0 < self.max_waiting < len(self.waiting)",
+        "if 0 < self.settings.max_waiting <= len(self.waiting)",
+        "if 0 < self.settings.max_waiting < len(self.waiting)",
     ),
     _core_bug(
         "an opened connection is still counted as opening",
@@ -102,8 +102,8 @@ SEEDED = (
     _core_bug(
         "an evicted connection is revived when it has opened",
         "drain",
-        "if entry.expires_at != EVICTED and self.max_lifetime:",
-        "if self.max_lifetime:",
+        "if entry.expires_at != EVICTED and self.settings.max_lifetime:",
+        "if self.settings.max_lifetime:",
     ),
     _core_bug(
         "resize leaves what is lent in excess",
@@ -370,7 +370,7 @@ SEEDED = (
     _core_bug(
         "a deadlock is noticed though a connection will be opened",
         "nested and failures",
-        "return self.opening == 0 and len(self.entries) >= self.max_size and not",
+        "return self.opening == 0 and full and not",
         "return self.entries and not",
     ),
     _core_bug(
@@ -385,7 +385,7 @@ SEEDED = (
     _core_bug(
         "who waits in vain is not told that connecting fails for good",
         "rejected",
-        "            final = now >= self.rejected_since + self.rejected_after\n",
+        "            final = now >= self.rejected_since + self.settings.rejected_after\n",
         "            final = False\n",
     ),
     _core_bug(
@@ -427,8 +427,8 @@ SEEDED = (
     _core_bug(
         "a crowded server is asked by two at once",
         "crowded",
-        "room = len(self.entries) < self.max_size and not self.crowded",
-        "room = len(self.entries) < self.max_size",
+        "room = len(self.entries) < self.settings.max_size and not self.crowded",
+        "room = len(self.entries) < self.settings.max_size",
     ),
     _core_bug(
         "who has waited is granted for ever",
@@ -465,7 +465,7 @@ SEEDED = (
     _core_bug(
         "a refusal is believed at once",
         "rejected",
-        "            final = now >= self.rejected_since + self.rejected_after\n",
+        "            final = now >= self.rejected_since + self.settings.rejected_after\n",
         "            final = True\n",
     ),
     # Sessions that end in their first use.
@@ -481,7 +481,7 @@ SEEDED = (
         "dies at once",
         "        if self.unproven:\n"
         "            self.paced_at = now\n"
-        "            self.retry_at = now + self.backoff.delay(self.failures, chance)\n"
+        "            self.retry_at = now + self.settings.backoff.delay(self.failures, chance)\n"
         "        else:\n"
         "            self._recovered()\n",
         "        self._recovered()\n",

@@ -670,7 +670,7 @@ def _check(scenario: Scenario, stage: Stage) -> None:
     _expect(sessions == stage.driver.sessions, f"{stage.driver.sessions} live, {sessions} known")
     _expect(len(core.idle) + len(stage.held) == core.size, "a connection is lost")
     if not scenario.closed:
-        _expect(core.size >= core.min_size, f"{core.size} connections are left")
+        _expect(core.size >= core.settings.min_size, f"{core.size} connections are left")
     before, effects = _fingerprint(core), Effects()
     core.audit(stage.baton.clock.now(), effects)
     untouched = before == _fingerprint(core) and not effects.wake and not effects.start

@@ -9,6 +9,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from forebay._entry import IDLE, LENT, OPENING, Entry
+from forebay.options import Settings
 
 from .configurations import Configuration
 from .driver import Cancelled, Connection, Failure, ModelDriver, NoAnswer, Refusals, Refused
@@ -104,7 +105,7 @@ class World:
             timed=config.action_timeout < inf, noisy=config.noisy, verdict=config.verdict
         )
         refusals = Refusals()
-        self.core = code.core(refusals, **_settings(config))
+        self.core = code.core(refusals, _settings(config), config.keep)
         source = code.source(conninfo=_conninfo if config.fresh else "")
         self.flows = code.flows(
             self.core,
@@ -512,7 +513,7 @@ class World:
             conn = self.core.checkout(self.runtime.now())
         if self.preempted:
             await leave_lock(self.runtime)
-        if conn is None or self.flows.check is not None or self.core.max_uses:
+        if conn is None or self.flows.check is not None or self.core.settings.max_uses:
             conn = await self.flows.acquire(conn, timeout)
         return conn
 
@@ -575,7 +576,7 @@ class World:
         core = self.core
         stuck = [client for client in self.clients if client.leases and self._queues(client)]
         held = [client.outer.entry for client in stuck if client.outer is not None]
-        full = core.phase.name == "OPEN" and len(core.entries) >= core.max_size
+        full = core.phase.name == "OPEN" and len(core.entries) >= core.settings.max_size
         return full and all(e.place is LENT and e in held for e in core.entries)
 
     def _doubt_deadlock(self) -> None:
@@ -583,7 +584,9 @@ class World:
         waiting = [client for client in self.clients if self._queues(client)]
         held = [client.outer.entry for client in waiting if client.outer is not None]
         entries = self.core.entries
-        if len(entries) < self.core.max_size or not all(entry in held for entry in entries):
+        if len(entries) < self.core.settings.max_size or not all(
+            entry in held for entry in entries
+        ):
             self.surprise = "a client is refused for a deadlock that is none"
 
     def _queues(self, client: Client) -> bool:
@@ -600,13 +603,10 @@ class World:
         return [thing for thing in held if isinstance(thing, Connection)]
 
 
-def _settings(config: Configuration) -> dict[str, Any]:
-    names = (
-        "min_size max_size keep retrying eager lifo max_waiting max_lifetime max_idle"
-        " reconnect_timeout num_workers bypass_window keepalive_interval max_uses action_timeout"
-        " rejected_after"
-    )
-    return {name: getattr(config, name) for name in names.split()}
+def _settings(config: Configuration) -> Settings:
+    own = [name for name in Settings.__slots__ if hasattr(config, name)]
+    order = "lifo" if config.lifo else "fifo"
+    return Settings.of(idle_order=order, **{name: getattr(config, name) for name in own})
 
 
 def _ignore(_result: Any) -> None:

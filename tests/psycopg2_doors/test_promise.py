@@ -5,6 +5,7 @@ from __future__ import annotations
 from forebay._core import Core
 from forebay._entry import Effects
 from forebay._threads import ThreadWaiter
+from forebay.options import Settings
 from forebay.psycopg2.pool import PoolRefusals
 
 
@@ -14,7 +15,8 @@ class Session:
 
 def test_a_client_is_promised_one_of_as_many_as_are_being_opened() -> None:
     """The first two of three are served by two openings, whichever ends first; the third fails."""
-    core = Core(PoolRefusals(), min_size=0, max_size=2, keep=0, retrying=False, eager=True)
+    settings = Settings.of(min_size=0, max_size=2, retrying=False, eager=True)
+    core = Core(PoolRefusals(), settings, keep=0)
     core.open(0.0)
     first, second, third = waiters = [ThreadWaiter(None) for _ in range(3)]
     orders = Effects()

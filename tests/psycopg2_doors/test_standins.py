@@ -163,10 +163,10 @@ class pool_unhurried:  # noqa: N801
         self._core = pool._forebay.core
 
     def __enter__(self) -> None:
-        self._core.bypass = self._core.bypass_window = -1.0
+        self._core.bypass = self._core.settings.bypass_window = -1.0
 
     def __exit__(self, *error: object) -> None:
-        self._core.bypass = self._core.bypass_window = 0.05
+        self._core.bypass = self._core.settings.bypass_window = 0.05
 
 
 # Proxies -----------------------------------------------------------------------------------------

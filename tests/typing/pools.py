@@ -7,7 +7,7 @@ from typing import assert_type
 from psycopg import AsyncConnection, Connection
 from psycopg.rows import DictRow, TupleRow, dict_row
 
-from forebay import AsyncConnectionPool, ConnectionPool, NullConnectionPool
+from forebay import AsyncConnectionPool, ConnectionPool, NullConnectionPool, PoolOptions
 
 
 class Mine(Connection[DictRow]):
@@ -67,8 +67,17 @@ async def asynchronous() -> None:
         assert_type(conn, AsyncConnection[TupleRow])
 
 
+def from_settings(options: PoolOptions) -> None:
+    """Options may come from a dictionary; the class of the connections is inferred all the same."""
+    pool = NullConnectionPool("", connection_class=Mine, **options)
+    with pool.connection() as conn:
+        assert_type(conn, Mine)
+
+
 def mistakes(pool: ConnectionPool) -> None:
     """A type checker finds these before a run does."""
+    NullConnectionPool("", max_uses="1")  # type: ignore[arg-type]
+    _: PoolOptions = {"max_size": "4"}  # type: ignore[typeddict-item]
     pool.getconn(timeout="1")  # type: ignore[arg-type]
     ConnectionPool("", idle_order="random")  # type: ignore[arg-type]
     ConnectionPool("", min_sise=1)  # type: ignore[call-arg]

@@ -37,6 +37,7 @@ from .._fork import Inherited
 from .._runtime import run_sync
 from .._thread_door import ENTERED, TAKEN, tied
 from ..drivers.psycopg2 import DropInDriver, connect, is_fresh, unclean
+from ..options import Settings
 from ._dropin import NESTED, DropInParts
 from ._lease import TransactionLease
 
@@ -72,7 +73,7 @@ class PoolRefusals:
         """Too many clients wait already."""
         return PoolError(
             f"connection pool exhausted: {len(core.waiting)} clients wait already"
-            f" (max_waiting={core.max_waiting})"
+            f" (max_waiting={core.settings.max_waiting})"
         )
 
     def timeout(self, core: Core, timeout: float, now: float, client: Waiter) -> PoolError:
@@ -139,7 +140,7 @@ class KeyedParts(DropInParts):
         if conn is None and (not core.idle or self.now() >= core.due):
             self.maintain()
         conn = run_sync(self.flows.acquire, conn, self.timeout)
-        if not core.max_lifetime:
+        if not core.settings.max_lifetime:
             core.use(self.flows.driver.entry(conn))
         return conn
 
@@ -382,17 +383,16 @@ class AbstractConnectionPool:
         self.minconn, self.maxconn = minconn, maxconn
         self._args = args
         self._kwargs = kwargs
-        core = Core(
-            PoolRefusals(),
+        settings = Settings.of(
             min_size=0,
             max_size=maxconn,
-            keep=kept(minconn),
-            retrying=False,
-            eager=True,
             max_waiting=max_waiting,
             max_lifetime=max_lifetime,
             max_idle=inf,
+            retrying=False,
+            eager=True,
         )
+        core = Core(PoolRefusals(), settings, kept(minconn))
         strict = check is not None or not max_lifetime
         parts = self._forebay_parts(self, core, timeout, strict=strict)
         driver = DropInDriver(self)
@@ -410,7 +410,7 @@ class AbstractConnectionPool:
             if name == "minconn":
                 core.keep = kept(value)
             else:
-                core.max_size = value
+                core.settings.max_size = value
 
     @property
     def closed(self) -> bool:
