@@ -63,8 +63,8 @@ model: $(VENV)/.dev ## visit every reachable state of the pool within the bounds
 	@$(BIN)/python -m tests.model $(MODEL_ARGS)
 
 mutants: $(VENV)/.mutants ## mutate the core; docs/mutants.md must explain each survivor
-	@rm -rf mutants
-	@$(BIN)/mutmut run | tr '\r' '\n' | tail -n 1
+	@$(BIN)/python docs/undecorated.py build/mutants
+	@cd build/mutants && $(CURDIR)/$(BIN)/mutmut run | tr '\r' '\n' | tail -n 1
 	@$(BIN)/python docs/mutants.py
 
 matrix: ## the suite on every supported Python that is on the PATH
@@ -90,7 +90,7 @@ dist: $(VENV)/.dist ## build and check the wheel and the sdist, in dist
 	@$(BIN)/twine check --strict dist/*
 
 clean: ## remove everything that make made
-	@rm -rf .venv .venv-* build dist mutants .coverage* .*_cache .hypothesis
+	@rm -rf .venv .venv-* build dist .coverage* .*_cache .hypothesis
 
 # --- set-up: one environment, filled as far as a verb needs it ---------------------------
 

@@ -15,6 +15,9 @@ from pathlib import Path
 
 PAGE = Path(__file__).parent / "mutants.md"
 
+#: Where mutmut has run, see `undecorated.py`.
+COPY = Path(__file__).parents[1] / "build" / "mutants"
+
 #: Noticed: a test failed, or ran for ever.
 NOTICED = ("killed", "timeout")
 
@@ -26,22 +29,22 @@ def survivors() -> set[Survivor]:
     """What the last run left."""
     rows = re.findall(r"(\S+): (.+)", _mutmut("results", "--all", "true"))
     if not rows:
-        sys.exit("there are no results: run `mutmut run` first")
+        sys.exit("there are no results: run `make mutants`")
     noticed = sum(status in NOTICED for _, status in rows)
     sys.stdout.write(f"{len(rows)} mutants, {noticed} noticed\n")
     return {_described(name) for name, status in rows if status not in NOTICED}
 
 
 def _described(name: str) -> Survivor:
-    """The function that was mutated, and the line as the mutant has it."""
+    """The function that was mutated, and the line as the mutant has it, without its comment."""
     function = re.sub(r"^.*\.x(_|ǁ)|__mutmut_\d+$", "", name).replace("ǁ", ".")
     changed = re.findall(r"^\+(?!\+\+)(.*)", _mutmut("show", name), re.MULTILINE)
-    return function, " ".join(line.strip() for line in changed)
+    return function, " ".join(line.partition("  # ")[0].strip() for line in changed)
 
 
 def _mutmut(*arguments: str) -> str:
     command = [sys.executable, "-m", "mutmut", *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=COPY).stdout
 
 
 def explained() -> set[Survivor]:

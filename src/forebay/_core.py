@@ -35,7 +35,7 @@ from enum import Enum
 from functools import wraps
 from itertools import islice
 from math import inf
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from ._entry import (
     EVICTED,
@@ -109,7 +109,7 @@ def step(
     """Make a method a transition off the common path (rule 9)."""
 
     @wraps(transition)
-    def run(self: Core, *args: P.args, **kwargs: P.kwargs) -> T:
+    def run(self: Core, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self.ready = INSIDE
         try:
             return transition(self, *args, **kwargs)
@@ -117,7 +117,7 @@ def step(
             wanted = self.waiting or self.watching or self.unproven
             self.ready = WANTED if wanted else self.idle
 
-    return cast("Callable[Concatenate[Core, P], T]", run)
+    return run
 
 
 class Phase(Enum):
@@ -239,8 +239,8 @@ class Core:
         self.target = settings.min_size  # the size to come back to when a connection is lost
         self.waiting: OrderedDict[Waiter, None] = OrderedDict()  # clients, in order of arrival
         self.watching: dict[Waiter, None] = {}  # callers of wait()
-        # Dismissed from the queue, perhaps not yet woken; and how often it was woken again since.
-        self.granted: dict[Waiter, int] = {}
+        # Dismissed from the queue, perhaps not yet woken; and whether it was woken again since.
+        self.granted: dict[Waiter, bool] = {}
         self.claims: dict[Any, int] = {}  # how often each client that waits stands in the queue
         self.witness: Entry | None = None  # lent to one that does not wait: no deadlock
         self.lost: deque[Held] = deque()  # written by weakref callbacks
@@ -370,7 +370,7 @@ class Core:
             if self._is_stuck() or self.forsaken:
                 self._due_by(now, effects)
         else:
-            self.granted.pop(waiter, None)  # it asks just now: nobody need wake it
+            del self.granted[waiter]  # it asks just now: nobody need wake it
         return effects
 
     def doubtful(self, entry: Entry) -> bool:
@@ -407,7 +407,6 @@ class Core:
         """A client has given up, whatever it waits for; what it was granted goes back."""
         effects = Effects()
         self.watching.pop(waiter, None)
-        self.granted.pop(waiter, None)
         if self._expire(waiter, now):
             return effects
         if waiter.conn is not None and waiter.entry is not None:
@@ -966,7 +965,7 @@ class Core:
         effects.wake.extend(self.granted)
         # Twice, in case that is cut short, too.  Who does not come then is gone: what it was given
         # must go with it.
-        self.granted = {waiter: 1 for waiter, times in self.granted.items() if not times}
+        self.granted = {waiter: True for waiter, again in self.granted.items() if not again}
         self.claims = dict(Counter(waiter.claim for waiter in self.waiting))
         self._drain_lost()
         self._take_returned(now, effects)
@@ -979,18 +978,19 @@ class Core:
             elif entry.conn is not None and entry not in present:
                 entry.place = IDLE
                 self.idle.append(entry)
-            elif self._is_forsaken(entry) and entry.tether not in self.forsaken:
-                self.forsaken.append(cast("Held", entry.tether))  # taken there, and not back
+            elif (tether := self._forsaken_by(entry)) and tether not in self.forsaken:
+                self.forsaken.append(tether)  # taken there, and not back
         for entry in self.retiring:
             if entry.place is RETIRED and entry.conn is not None:
                 entry.ordered = True
                 effects.start.append(entry)
         self.opening = sum(e.place is OPENING for e in self.entries)
 
-    def _is_forsaken(self, entry: Entry) -> bool:
-        """Whether the lease of a connection was dropped, and the connection not taken back."""
+    def _forsaken_by(self, entry: Entry) -> Held | None:
+        """The tether of a lease that was dropped, its connection not taken back; else `None`."""
         tether = entry.tether
-        return entry.kept is not None and tether is not None and tether() is None
+        dropped = entry.kept is not None and tether is not None and tether() is None
+        return tether if dropped else None
 
     # The steps that transitions share --------------------------------------------------------
 
@@ -1023,7 +1023,7 @@ class Core:
 
     def _dismiss(self, waiter: Waiter, now: float, effects: Effects) -> None:
         """Let a client go that has been served or refused."""
-        self.granted[waiter] = 0
+        self.granted[waiter] = False
         if self.waiting.pop(waiter, self) is None:
             self._unclaim(waiter)
             self.requests_time += now - waiter.since
@@ -1036,7 +1036,7 @@ class Core:
             return False
         if waiter.entry is not None or waiter.error is not None:
             self._finish_grant(waiter, now, Effects())  # it was interrupted
-            self.granted.pop(waiter, None)
+            del self.granted[waiter]
             return False
         self.requests_errors += 1
         self.requests_time += now - waiter.since
@@ -1071,7 +1071,7 @@ class Core:
         """
         holders = {entry.leased for entry in self.entries}
         stuck = {waiter.claim: waiter for waiter in self.waiting if waiter.claim in holders}
-        if self.waiting and len(stuck) == len(holders):
+        if len(stuck) == len(holders):
             error = self.refusals.deadlock(self, now, stuck)
             if error is not None:
                 first = min(stuck.values(), key=lambda each: each.deadline)
@@ -1309,11 +1309,11 @@ class Core:
             self._due_by(self._give_up_at(), effects)
 
     def _distrust(
-        self, why: str, error: Exception | None, now: float, chance: float, effects: Effects
+        self, why: str, error: Exception, now: float, chance: float, effects: Effects
     ) -> None:
         """New connections are no good though connecting succeeds: that counts as a failure."""
         self.unproven = why
-        self._failed(error or ConnectionError(why), now, chance, effects)
+        self._failed(error, now, chance, effects)
 
     def _is_on_probation(self, entry: Entry, now: float) -> bool:
         """Whether a connection that has ended is young, and was never returned.

@@ -766,7 +766,7 @@ def test_a_null_pool_tells_the_client_that_waits_first_of_a_failed_attempt() -> 
     assert (first.error, first.conn, second.error) == (error, None, None)
     assert list(core.waiting) == [second]
     assert effects.wake == [first]
-    assert core.granted == {first: 0}
+    assert core.granted == {first: False}
     assert core.failures == 0
     expected = {"connections_errors": 1, "requests_errors": 1, "requests_time": 4}
     assert gains.since() == expected
@@ -1000,6 +1000,14 @@ def a_failing(core: Core, now: float) -> Effects:
     return core.open_failed(permit(core), None, OSError(), now, 0.0)
 
 
+def a_retaking(core: Core, now: float) -> Effects | None:
+    """Take a connection back whose lease was dropped."""
+    entry, conn, _ = tied(core)
+    tether = entry.tether
+    assert (tether is None, conn is None) == (False, False)
+    return core.retake(entry, tether, now)  # type: ignore[arg-type]
+
+
 ENDING_IN_BALANCE: dict[str, Callable[[Core, float], Effects | None]] = {
     "enqueue": lambda core, now: core.enqueue(Client(), now),
     "cancel": lambda core, now: core.cancel(Client(), now),
@@ -1015,6 +1023,8 @@ ENDING_IN_BALANCE: dict[str, Callable[[Core, float], Effects | None]] = {
     "resize": lambda core, now: core.resize(4, 8, now),
     "fill": lambda core, now: core.fill(0, now),
     "reclaim": lambda core, now: core.reclaim(lent(core)[0], now),
+    "retake": a_retaking,
+    "resettle": lambda core, now: core.resettle(now, evict=False)[0],
     "maintain": lambda core, now: core.maintain(now),
 }
 
@@ -1029,7 +1039,8 @@ def test_a_transition_sees_to_it_that_a_failed_attempt_is_repeated(name: str) ->
     core.retry_at, core.failed_at, core.due = NOW + 0.25, NOW + 0.25, inf
     effects = ENDING_IN_BALANCE[name](core, NOW + 0.125)
     assert isinstance(effects, Effects)
-    own = {"discard": 0.125, "opened": 0.125 + core.settings.backoff.delay(1, 0.0)}
+    delay = core.settings.backoff.delay(1, 0.0)
+    own = {"discard": 0.125, "opened": 0.125 + delay, "resettle": 0.125}
     assert core.due == NOW + own.get(name, 0.25)  # to look at others now; to open no faster
     assert effects.alarm is (name != "maintain")  # which is awake itself
 
@@ -1337,6 +1348,7 @@ REPAIRING: dict[str, Callable[[Core, Client], Effects | bool]] = {
     "its time is over": lambda core, client: core.expire(client, NOW + 4),
     "maintenance comes": lambda core, _: core.maintain(NOW + 4),
     "the pool is closed": lambda core, _: core.close(NOW + 4),
+    "the workers are gone": lambda core, _: core.resettle(NOW + 4, evict=False)[0],
 }
 
 
@@ -1349,7 +1361,7 @@ def test_a_grant_that_was_cut_short_is_finished_when(name: str) -> None:
     effects = REPAIRING[name](core, client)
     assert effects is False or client in effects.wake  # type: ignore[union-attr]
     assert list(core.granted) == ([] if effects is False else [client])  # or it knows itself
-    core.granted[client] = 0
+    core.granted[client] = False
     assert is_served(core, client, entry, conn, NOW + 4)
     assert gains.since() == {"requests_time": 4}
 

@@ -234,7 +234,7 @@ SEEDED = (
     _core_bug(
         "who has been served without waiting is granted for ever",
         "killed",
-        "            self.granted.pop(waiter, None)  # it asks just now: nobody need wake it\n",
+        "            del self.granted[waiter]  # it asks just now: nobody need wake it\n",
         "            pass\n",
     ),
     _flow_bug(
@@ -365,7 +365,7 @@ SEEDED = (
         "nested",
         "return not entry.leased or entry.leased not in self.claims",
         "return not entry.leased",
-        ("and len(stuck) == len(holders)", "and stuck"),
+        ("if len(stuck) == len(holders)", "if stuck"),
     ),
     _core_bug(
         "a deadlock is noticed though a connection will be opened",
