@@ -389,9 +389,15 @@ class Core:
         if self.phase is not Phase.OPEN:
             raise self.refusals.closed(self)
 
-    @step
     def expire(self, waiter: Waiter, now: float) -> bool:
         """A client waits no longer; false if it has been served or refused."""
+        if waiter not in self.waiting:  # nothing to change but this: no step
+            self.granted.pop(waiter, None)
+            return False
+        return self._leave_queue(waiter, now)
+
+    @step
+    def _leave_queue(self, waiter: Waiter, now: float) -> bool:
         return self._expire(waiter, now)
 
     def promised(self, waiter: Waiter) -> bool:
@@ -1206,6 +1212,9 @@ class Core:
         """Issue the permits that are wanted; while connecting fails, one at a time."""
         if self.phase is not Phase.OPEN:
             return
+        full = len(self.entries) >= self.settings.max_size
+        if full and self.waiting and not (self.opening or self.failures):
+            return  # as below, sooner: the ordinary case of a pool whose clients queue
         if not (self.waiting or self.opening or len(self.entries) < self.target):
             # Nothing more is attempted: the next failure is another story.
             self.failing_since = self.rejected_since = inf
