@@ -1212,9 +1212,8 @@ class Core:
         """Issue the permits that are wanted; while connecting fails, one at a time."""
         if self.phase is not Phase.OPEN:
             return
-        full = len(self.entries) >= self.settings.max_size
-        if full and self.waiting and not (self.opening or self.failures):
-            return  # as below, sooner: the ordinary case of a pool whose clients queue
+        if self.waiting and len(self.entries) >= self.settings.max_size:
+            return  # clients queue at a full pool: nothing can be opened, nor joined by another one
         if not (self.waiting or self.opening or len(self.entries) < self.target):
             # Nothing more is attempted: the next failure is another story.
             self.failing_since = self.rejected_since = inf

@@ -9,7 +9,7 @@ import pytest
 
 from forebay._core import DIED, Core
 from forebay._entry import EVICTED, LENT, RETIRED, SERVICE, Entry, Held, Token
-from forebay._policy import PROBATION, ROUND_AT_LEAST, Backoff
+from forebay._policy import PROBATION, PROBE_PATIENCE, ROUND_AT_LEAST, Backoff
 
 from .returns import checkin, recycle
 from .test_nesting_rules import cut_short, ended, unproven
@@ -400,3 +400,18 @@ def test_attempts_that_are_given_up_are_counted_in_a_row() -> None:
         held = core.begin(permit(core), now)
         core.maintain(now + 3)
         assert (core.unanswered, held is None) == (number, False)
+
+
+# Growth ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_only_a_pool_with_room_is_woken_for_an_attempt_that_lasts(room: bool) -> None:
+    """Where nothing more can be opened no second attempt could join it."""
+    core = make(min_size=1, max_size=2 if room else 1)
+    (entry,) = core.open(NOW).start
+    held = core.begin(entry, NOW)
+    core.due = inf
+    queued(core)
+    assert (core.due == NOW + PROBE_PATIENCE) is room
+    del held
