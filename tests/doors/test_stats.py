@@ -205,7 +205,7 @@ async def test_connections_lost_are_those_that_check_found(door: Door, admin: Ad
     pool = await door.open(min_size=2)
     await admin.kill(min(admin.pids(door.application)))
     await door(pool.check)
-    assert stat(pool, "connections_lost") == 1
+    await settled(pool, connections_lost=1)  # a worker may be looking at it already
     assert stat(pool, "returns_bad") == 0
 
 

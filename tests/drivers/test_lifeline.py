@@ -8,10 +8,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from itertools import count
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psycopg
@@ -19,10 +17,12 @@ import pytest
 
 from forebay._sockets import Lifeline
 from forebay.drivers.psycopg import AsyncPsycopg
+from tests.faults.strokes import Strokes
 
 from .sides import Side
 
 DESCRIPTORS = Path("/proc/self/fd")
+STROKES = 500
 SLEEP = "select pg_sleep(3600)"
 
 
@@ -128,39 +128,30 @@ def test_a_lifeline_needs_a_socket() -> None:
         Lifeline(descriptor)
 
 
+class Stroke(Exception):
+    """What the handler raises."""
+
+
 def test_a_handler_that_raises_costs_no_descriptor() -> None:
-    """At whatever place it interrupts the making: the session would stay open until the end."""
+    """Wherever it strikes while lifelines are made: the session would stay open until the end."""
     ours, theirs = socket.socketpair()
     made = type(Lifeline(ours.fileno())._socket)
     before = len(list(DESCRIPTORS.iterdir()))
-    places = 0
-    while is_interrupted(lambda: Lifeline(ours.fileno()).close(), places):
-        places += 1
-    assert places > 10
+    raised = 0
+
+    def strike(_number: int) -> None:
+        nonlocal raised
+        if sys._getframe(2).f_code is Lifeline.__init__.__code__:  # else it may be a finalizer
+            raised += 1
+            raise Stroke
+
+    deadline = time.monotonic() + 60
+    for turn in range(STROKES):
+        with suppress(Stroke), Strokes(strike, 0.0002):
+            while raised == turn and time.monotonic() < deadline:
+                Lifeline(ours.fileno()).close()
+    assert raised == STROKES
     assert len(list(DESCRIPTORS.iterdir())) == before
     made.__new__(made)  # half made, and dropped: pytest reports what a finalizer raises
     ours.close()
     theirs.close()
-
-
-def is_interrupted(action: Callable[[], object], place: int) -> bool:
-    """Run `action`, interrupted at one opcode of `Lifeline.__init__`; false if it has no more."""
-    opcodes = count()
-
-    def interrupt(frame: FrameType, event: str, _arg: object) -> Any:
-        if frame.f_code is not Lifeline.__init__.__code__:
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode" and next(opcodes) == place:
-            raise KeyboardInterrupt
-        return interrupt
-
-    traced = sys.gettrace()
-    sys.settrace(interrupt)
-    try:
-        action()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(traced)
-    return False
