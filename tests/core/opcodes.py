@@ -56,7 +56,7 @@ class Interrupter:
         shown, sys.unraisablehook = sys.unraisablehook, lambda _: None
         gc.disable()  # what the run before has left may be collected, but not interrupted
         try:
-            with suppress(Interrupted, *late), _watched(self._reach):
+            with suppress(Interrupted, *late), watched(self._reach, _of_the_pool):
                 action()
         finally:
             gc.enable()
@@ -79,12 +79,14 @@ class Interrupter:
 if sys.version_info >= (3, 12):
 
     @contextmanager
-    def _watched(reach: Callable[[CodeType, int], None]) -> Iterator[None]:
-        """Call `reach` before each opcode of the pool."""
+    def watched(
+        reach: Callable[[CodeType, int], None], belongs: Callable[[CodeType], bool]
+    ) -> Iterator[None]:
+        """Call `reach` before each opcode of the code that `belongs`."""
         monitoring, tool = sys.monitoring, sys.monitoring.PROFILER_ID
 
         def on_instruction(code: CodeType, offset: int) -> object:
-            if not _of_the_pool(code):
+            if not belongs(code):
                 return monitoring.DISABLE
             return reach(code, offset)
 
@@ -100,11 +102,13 @@ if sys.version_info >= (3, 12):
 else:
 
     @contextmanager
-    def _watched(reach: Callable[[CodeType, int], None]) -> Iterator[None]:
-        """Call `reach` before each opcode of the pool."""
+    def watched(
+        reach: Callable[[CodeType, int], None], belongs: Callable[[CodeType], bool]
+    ) -> Iterator[None]:
+        """Call `reach` before each opcode of the code that `belongs`."""
 
         def on_call(frame: FrameType, _event: str, _arg: Any) -> Callable[..., Any] | None:
-            if not _of_the_pool(frame.f_code):
+            if not belongs(frame.f_code):
                 return None
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,15 +86,14 @@ def test_what_a_handler_raises_leaves_the_lock_free(
         raised += 1
         raise Stroke
 
+    def until(number: int) -> None:
+        while raised < number and time.monotonic() < deadline:
+            take()
+
     deadline = time.monotonic() + WHOLE_RUN
-    for _ in range(STROKES):
-        before = raised
-        try:
-            with Strokes(strike, 0.0002):
-                while raised == before and time.monotonic() < deadline:
-                    take()
-        except Stroke:
-            pass
+    for number in range(1, STROKES + 1):
+        with suppress(Stroke), Strokes(strike, 0.0002):
+            until(number)
         if is_owned(lock):
             left += 1
             lock.release()

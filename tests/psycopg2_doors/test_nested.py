@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from types import CodeType
 from typing import Any
 
 import psycopg2
@@ -14,6 +14,7 @@ import pytest
 
 import forebay.psycopg2.pool
 import forebay.psycopg2_pool
+from tests.core.opcodes import watched
 from tests.faults.strokes import Strokes
 
 from .harness import Admin, eventually, one
@@ -59,28 +60,14 @@ class Interruption:
 
     def during(self, action: Callable[[], object]) -> bool:
         """Whether the handler was called; false if the action has too few opcodes."""
-        sys.settrace(self._enter)
-        try:
+        with watched(self._reach, lambda code: "/forebay/" in code.co_filename):
             action()
-        finally:
-            sys.settrace(None)
         return self.left < 0
 
-    def _enter(self, frame: Any, event: str, argument: object) -> Any:
-        del event, argument
-        if "/forebay/" not in frame.f_code.co_filename:
-            return None
-        frame.f_trace_opcodes = True
-        return self._opcode
-
-    def _opcode(self, frame: Any, event: str, argument: object) -> Any:
-        del frame, argument
-        if event == "opcode":
-            self.left -= 1
-            if self.left == -1:
-                sys.settrace(None)
-                self.handler()
-        return self._opcode
+    def _reach(self, _code: CodeType, _offset: int) -> None:
+        self.left -= 1
+        if self.left == -1:
+            self.handler()
 
 
 def everywhere(action: Callable[[], object], handler: Callable[[], object], stride: int = 1) -> int:
