@@ -435,6 +435,10 @@ SEEDED = (
         "plain",
         "        self.granted.pop(waiter, None)  # it has learnt of it\n",
         "",
+        (
+            "            self.granted.pop(waiter, None)\n            return False",
+            "            return False",
+        ),
     ),
     _core_bug(
         "a deadlock is noticed late",
