@@ -43,13 +43,13 @@ ALLOWED = {
     "_fork": {"socket", "threading", "_core", "_entry", "_flows", "_runtime", "_sockets"},
     "_door": {"_core", "_entry", "_flows", "_fork", "_locks", "options"},
     "_thread_door": {
-        *("threading", "_core", "_door", "_entry", "_fork"),
+        *("threading", "_core", "_door", "_fork"),
         *("_runtime", "_stacks", "_threads", "errors", "options"),
     },
     "pool": {"psycopg", "_signature", "_thread_door", "drivers", "options"},
     "_async_door": {
         *("_thread", "asyncio", "_asyncio", "_door"),
-        *("_stacks", "_thread_door", "errors", "options"),
+        *("_stacks", "errors", "options"),
     },
     "pool_async": {"psycopg", "_async_door", "_signature", "drivers", "options"},
     "psycopg2/__init__": {

@@ -14,17 +14,21 @@ from typing import Any, Generic, Self, TypeVar
 
 from ._asyncio import Asyncio
 from ._door import (
+    ENTERED,
+    TAKEN,
     Door,
     Made,
     announce_implicit,
     is_hopeless,
+    left_early,
     overridden,
     report,
+    returned,
     seconds,
+    tied,
     unfilled,
 )
 from ._stacks import acquiring_line
-from ._thread_door import ENTERED, TAKEN, left_early, returned, tied
 from .errors import PoolClosedMixin, PoolTimeoutMixin
 from .options import bounds
 

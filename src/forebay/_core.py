@@ -391,10 +391,8 @@ class Core:
 
     def expire(self, waiter: Waiter, now: float) -> bool:
         """A client waits no longer; false if it has been served or refused."""
-        if waiter not in self.waiting:  # nothing to change but this: no step
-            self.granted.pop(waiter, None)
-            return False
-        return self._leave_queue(waiter, now)
+        self.granted.pop(waiter, None)  # it has learnt of it: no step
+        return waiter in self.waiting and self._leave_queue(waiter, now)
 
     @step
     def _leave_queue(self, waiter: Waiter, now: float) -> bool:
@@ -413,7 +411,8 @@ class Core:
         """A client has given up, whatever it waits for; what it was granted goes back."""
         effects = Effects()
         self.watching.pop(waiter, None)
-        if self._expire(waiter, now):
+        self.granted.pop(waiter, None)
+        if waiter in self.waiting and self._expire(waiter, now):
             return effects
         if waiter.conn is not None and waiter.entry is not None:
             self.requests_errors += 1
@@ -1037,9 +1036,6 @@ class Core:
         effects.wake.append(waiter)
 
     def _expire(self, waiter: Waiter, now: float) -> bool:
-        self.granted.pop(waiter, None)  # it has learnt of it
-        if waiter not in self.waiting:
-            return False
         if waiter.entry is not None or waiter.error is not None:
             self._finish_grant(waiter, now, Effects())  # it was interrupted
             del self.granted[waiter]

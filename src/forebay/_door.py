@@ -1,4 +1,4 @@
-"""What the doors of threads and asyncio have in common: parameters, attributes and stats."""
+"""What the doors of threads and asyncio have in common, but for the waiting."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from weakref import ref
 from ._core import ALL, Core, Phase
 from ._entry import Verdict
 from ._flows import Flows
-from ._fork import register, renewed_core, renewed_flows
+from ._fork import Inherited, register, renewed_core, renewed_flows
 from ._locks import taking
 from .options import OPTIONS, PoolOptions, Settings, complete
 
 if TYPE_CHECKING:
     from ._asyncio import Asyncio
+    from ._entry import Entry, Token
     from ._threads import Threads
     from .drivers import Driver
     from .errors import PoolTimeoutMixin
@@ -30,6 +31,18 @@ _number = count(1)
 
 #: Methods that programs and tests replace on a pool.
 PATCHABLE = ("_connect", "getconn", "putconn")
+
+#: Stands for the connection while a lease is being entered.
+TAKEN = object()
+
+#: A lease is of one block at a time.
+ENTERED = (
+    "this lease is entered already: `pool.connection()` makes one for each `with` block, and for"
+    " each thread"
+)
+
+#: The collector found the lease, and the pool was faster than the finalizer that ends the block.
+FORFEITED = "this block was dropped before it ended: its connection was rolled back and is gone"
 
 
 class Delegated(Generic[T]):
@@ -433,6 +446,41 @@ def stranger(pool: Any, conn: Any) -> ValueError:
     else:
         origin = f"it was lent by pool {getattr(lender, 'name', lender)!r}"
     return ValueError(f"can't return connection to pool {pool.name!r}: {origin}: {label}")
+
+
+def tied(entry: Entry, pool: Any) -> Token:
+    """A token for a connection whose last one is with a lease that was returned early."""
+    core: Core = pool._forebay.core
+    return core.tie(entry)
+
+
+def left_early(lease: Any, entry: Entry, exc_type: type[BaseException] | None) -> None:
+    """A block ends whose connection is the pool's already.
+
+    Raises:
+        RuntimeError: the pool has taken it back itself: what the block did is not committed.
+    """
+    lent_at = lease._lent_at
+    lease._leave()
+    if exc_type is None and entry.forfeited is lent_at:
+        raise RuntimeError(FORFEITED)
+
+
+def returned(pool: Any, conn: Any, lender: Any) -> tuple[Entry, Any] | None:
+    """The entry of what a client returns, and what it was lent; `None`: it is the parent's.
+
+    It may be what is behind a proxy, or a stand-in that takes no attributes.  Where it has a
+    `lender`, what that was at first counts: a moment later it may be lent to somebody else.
+    """
+    driver = pool._forebay.flows.driver
+    if isinstance(driver.find(conn), Inherited):
+        return None
+    known = lender is pool or conn in driver.tags
+    found: tuple[Entry, Any] | None = driver.lent(conn, pool) if known else None
+    if found is None:
+        raise stranger(pool, conn)
+    driver.mark(found[1], None)
+    return found
 
 
 def overridden(pool: Any, name: str, own: Any) -> Callable[..., Any] | None:

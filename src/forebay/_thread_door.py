@@ -11,45 +11,33 @@ from collections.abc import Callable
 from functools import wraps
 from math import inf
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from ._core import Phase
 from ._door import (
+    ENTERED,
+    TAKEN,
     Door,
     Made,
     announce_implicit,
     is_hopeless,
+    left_early,
     overridden,
     report,
+    returned,
     seconds,
-    stranger,
+    tied,
     unfilled,
 )
-from ._fork import Dormant, Inherited
+from ._fork import Dormant
 from ._runtime import run_sync
 from ._stacks import acquiring_line
 from ._threads import Threads, call_plain
 from .errors import PoolClosedMixin, PoolTimeoutMixin
 from .options import bounds
 
-if TYPE_CHECKING:
-    from ._core import Core
-    from ._entry import Entry, Token
-
 C = TypeVar("C")
 R = TypeVar("R")
-
-#: Stands for the connection while a lease is being entered.
-TAKEN = object()
-
-#: A lease is of one block at a time.
-ENTERED = (
-    "this lease is entered already: `pool.connection()` makes one for each `with` block, and for"
-    " each thread"
-)
-
-#: The collector found the lease, and the pool was faster than the finalizer that ends the block.
-FORFEITED = "this block was dropped before it ended: its connection was rolled back and is gone"
 
 _IMPLICIT = (
     "the pool was opened by its constructor; the default for the 'open' parameter will become"
@@ -418,24 +406,6 @@ class ThreadDoor(Door, Generic[C]):
 PUTCONN, CONNECT = ThreadDoor.putconn, ThreadDoor._connect
 
 
-def tied(entry: Entry, pool: Any) -> Token:
-    """A token for a connection whose last one is with a lease that was returned early."""
-    core: Core = pool._forebay.core
-    return core.tie(entry)
-
-
-def left_early(lease: Any, entry: Entry, exc_type: type[BaseException] | None) -> None:
-    """A block ends whose connection is the pool's already.
-
-    Raises:
-        RuntimeError: the pool has taken it back itself: what the block did is not committed.
-    """
-    lent_at = lease._lent_at
-    lease._leave()
-    if exc_type is None and entry.forfeited is lent_at:
-        raise RuntimeError(FORFEITED)
-
-
 def begin(pool: Any, open: bool | None) -> None:
     """What a constructor does last: open the pool, unless `open` is false."""
     if open or open is None:
@@ -459,23 +429,6 @@ def acquire(pool: Any, conn: Any, timeout: float | None) -> Any:
     if parts.record_lines:
         parts.flows.driver.entry(conn).line = acquiring_line()
     return conn
-
-
-def returned(pool: Any, conn: Any, lender: Any) -> tuple[Entry, Any] | None:
-    """The entry of what a client returns, and what it was lent; `None`: it is the parent's.
-
-    It may be what is behind a proxy, or a stand-in that takes no attributes.  Where it has a
-    `lender`, what that was at first counts: a moment later it may be lent to somebody else.
-    """
-    driver = pool._forebay.flows.driver
-    if isinstance(driver.find(conn), Inherited):
-        return None
-    known = lender is pool or conn in driver.tags
-    found: tuple[Entry, Any] | None = driver.lent(conn, pool) if known else None
-    if found is None:
-        raise stranger(pool, conn)
-    driver.mark(found[1], None)
-    return found
 
 
 def expect_plain_functions(**callbacks: Any) -> None:

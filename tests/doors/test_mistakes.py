@@ -288,3 +288,42 @@ async def test_unknown_options_are_refused(any_door: Door) -> None:
     """A misspelt option is a TypeError, as with any function."""
     with pytest.raises(TypeError, match="max_szie"):
         any_door.make(max_szie=3)
+
+
+class Proxy:
+    """What an agent gives in the place of a connection; attributes are those of what is behind."""
+
+    def __init__(self, conn: Any) -> None:
+        object.__setattr__(self, "__wrapped__", conn)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__wrapped__, name, value)
+
+
+async def test_a_client_may_return_what_is_behind_a_proxy(door: Door) -> None:
+    """It is the same session; the next client gets the proxy again."""
+
+    class Watched(door.connection_class):  # type: ignore[misc, name-defined]
+        if door.is_async:
+
+            @classmethod
+            async def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                return Proxy(await super().connect(*args, **kwargs))
+
+        else:
+
+            @classmethod
+            def connect(cls, *args: Any, **kwargs: Any) -> Any:
+                return Proxy(super().connect(*args, **kwargs))
+
+    pool = await door.open(connection_class=Watched, min_size=1, max_size=1, timeout=5.0)
+    pids = set()
+    for _ in range(3):
+        conn = await door(pool.getconn)
+        assert type(conn) is Proxy
+        pids.add(conn.info.backend_pid)
+        await door(pool.putconn, conn.__wrapped__)
+    assert len(pids) == 1

@@ -30,12 +30,11 @@ import psycopg2
 from psycopg2.extensions import STATUS_READY
 
 from .._core import ALL, Core
-from .._door import Reading, statistics
+from .._door import ENTERED, TAKEN, Reading, statistics, tied
 from .._entry import EVICTED, IDLE, LENT, Effects
 from .._flows import Source
 from .._fork import Inherited
 from .._runtime import run_sync
-from .._thread_door import ENTERED, TAKEN, tied
 from ..drivers.psycopg2 import DropInDriver, connect, is_fresh, unclean
 from ..options import Settings
 from ._dropin import NESTED, DropInParts
