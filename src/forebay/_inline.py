@@ -57,8 +57,8 @@ class Inline:
 
         It must not keep its pool alive.
         """
-        # Held for microseconds, never during I/O; always taken by `with`; reentrant for what the
-        # interpreter runs inside a transition: all as in _threads.py.
+        # Held for microseconds, never during I/O; taken by `with` or by `taking`; reentrant for
+        # what the interpreter runs inside a transition: all as in _threads.py.
         self.lock: Any = reentrant_lock()
         self.own = thread_own()
         self._maintain = maintain

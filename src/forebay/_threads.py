@@ -130,7 +130,8 @@ class Threads:
 
     def __init__(self, workers: Callable[[], int]) -> None:
         # Makes each transition of the core one step.  Held for microseconds, never during I/O.
-        # Always taken by `with`: acquire/try/finally leaves it held when a signal handler raises.
+        # Taken by `with`, or by `taking` (see _locks.py): a call of acquire() before a `try` leaves
+        # it held when a signal handler raises in between.
         # Reentrant, for what the interpreter runs inside a transition: a finalizer or a signal
         # handler must not wait for its own thread.  That they do not enter the core twice is the
         # business of `inside()` and of `Core.ready`.
