@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from forebay._core import DIED, Core
-from forebay._entry import EVICTED, LENT, RETIRED, SERVICE, Entry, Held, Token
+from forebay._entry import EVICTED, LENT, RETIRED, SERVICE, Effects, Entry, Held, Token
 from forebay._policy import PROBATION, PROBE_PATIENCE, ROUND_AT_LEAST, Backoff
 
 from .returns import checkin, recycle
@@ -415,3 +415,16 @@ def test_only_a_pool_with_room_is_woken_for_an_attempt_that_lasts(room: bool) ->
     queued(core)
     assert (core.due == NOW + PROBE_PATIENCE) is room
     del held
+
+
+def test_a_client_that_was_served_and_cancelled_is_not_woken_again() -> None:
+    """It has learnt of its grant, which went to nobody."""
+    core = filled(min_size=1, max_size=1)
+    entry, conn = lent(core)
+    client = queued(core)
+    checkin(core, entry, conn, NOW + 1)
+    assert client.conn is conn
+    core.cancel(client, NOW + 2)
+    effects = Effects()
+    core.audit(NOW + 3, effects)
+    assert effects.wake == []
